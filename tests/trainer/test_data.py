@@ -1,0 +1,74 @@
+"""Data files: three formats give the same examples, and every bad row is listed."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from tests.tasks import row
+from trainer.data import Example, read
+from trainer.errors import DataError
+
+
+def write_csv(file: Path) -> None:
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(row(number) for number in range(3))
+
+
+def write_parquet(file: Path) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([row(number) for number in range(3)]), file)
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.csv", write_csv), ("a.parquet", write_parquet)])
+def test_formats_agree(tmp_path: Path, name: str, write: object) -> None:
+    assert callable(write)
+    write(tmp_path / name)
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_text("\n".join(str(row(number)).replace("'", '"') for number in range(3)), encoding="utf-8")
+    assert read({None: [tmp_path / name]}, ["text"], tmp_path) == read({None: [jsonl]}, ["text"], tmp_path)
+
+
+def test_bad_rows_are_all_listed_with_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"text": "fine"}\nnot json\n\n[1]\n{"label": "no input"}\n{"text": ""}\n', encoding="utf-8"
+    )
+    with pytest.raises(DataError) as caught:
+        read({None: [file]}, ["text"], tmp_path)
+    first, *rest = caught.value.faults
+    assert first == "4 bad rows; mend or remove them (nothing was dropped):"
+    assert [fault.split(": ")[0] for fault in rest] == [f"rows.jsonl:{line}" for line in (2, 4, 5, 6)]
+    assert "write one JSON object a line" in rest[0]
+    assert "no value for input text" in rest[2]
+
+
+def test_ragged_csv_not_utf8_and_broken_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nfine,even\nmuch,too,long\nshort\n", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    (tmp_path / "c.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError) as caught:
+        read({None: sorted(tmp_path.iterdir())}, ["text"], tmp_path)
+    text = str(caught.value)
+    assert "a.csv:3" in text and "a.csv:4" in text
+    assert "not UTF-8" in text and "not Parquet" in text
+
+
+def test_no_rows_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match="hold no rows"):
+        read({None: [tmp_path / "a.jsonl"]}, ["text"], tmp_path)
+
+
+def test_identity_is_the_inputs_alone(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "same", "label": "a"}\n{"text": "same", "label": "b"}\n', encoding="utf-8")
+    first, second = read({"train": [file]}, ["text"], tmp_path)
+    assert isinstance(first, Example)
+    assert first.id == second.id
+    assert first.split == "train"

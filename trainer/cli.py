@@ -1,0 +1,232 @@
+"""The `homestill` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trainer import pipeline, task
+from trainer.errors import HomestillError
+from trainer.process import QUIET
+from trainer.runs import Home, Run, read_json
+from trainer.traces import Store
+
+app = typer.Typer(
+    name="homestill",
+    help="Turn a DSPy program that runs on an API model into a model of your own, and serve both behind one endpoint.",
+    epilog="Start with: homestill init my-task && homestill run my-task --dry-run",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+TaskArgument = Annotated[Path, typer.Argument(metavar="TASK", help="A task folder, or its task.yaml.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on with too few or unlearnable examples.")]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Teacher calls at a time; overrides task.yaml.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the teacher will cost and stop.")]
+
+
+@contextmanager
+def _opened(folder: Path, *, force: bool = False, concurrency: int | None = None) -> Iterator[Run]:
+    loaded = task.load(folder)
+    home = Home.from_environment(os.environ)
+    home.root.mkdir(parents=True, exist_ok=True)
+    store = Store.open(home.database_url)
+    try:
+        yield pipeline.open_run(loaded, home, store, os.environ, force=force, concurrency=concurrency)
+    finally:
+        store.close()
+
+
+@app.command(epilog="Example: homestill init my-task")
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
+    """Write a small task that runs, to start from."""
+    from trainer.init import write_starter
+
+    for file in write_starter(folder):
+        out.print(f"wrote {file}", highlight=False)
+    out.print(f"\nnext: homestill check {folder}, then homestill run {folder} --dry-run", highlight=False)
+
+
+@app.command(epilog="Example: homestill check my-task")
+def check(folder: TaskArgument = Path()) -> None:
+    """Validate task.yaml, program, metric and data; nothing is called or changed."""
+    from trainer import program
+    from trainer.splits import assign
+
+    loaded = task.load(folder)
+    rows = task.examples(loaded)
+    found = program.load(loaded)
+    settings = loaded.settings
+    splits = assign(rows, settings.inputs, settings.curate, settings.seed)
+    out.print(
+        f"[green]task {settings.name} is valid[/]: {len(rows)} rows, predictors {', '.join(found.predictors)}"
+    )
+    sizes = ", ".join(f"{name} {len(splits.splits[name])}" for name in ("train", "calibrate", "test"))
+    gone = ", ".join(f"{len(ids)} {reason}" for reason, ids in splits.dropped.items())
+    out.print(f"{sizes}{f'; left out: {gone}' if gone else ''}", highlight=False)
+
+
+@app.command(
+    epilog="Examples: homestill run my-task --dry-run · homestill run my-task · homestill run my-task --until curate"
+)
+def run(
+    folder: TaskArgument = Path(),
+    dry_run: DryRun = False,
+    force: Force = False,
+    concurrency: Concurrency = None,
+    until: Annotated[str, typer.Option(help=f"Last stage: {', '.join(pipeline.ORDER)}.")] = pipeline.ORDER[
+        -1
+    ],
+) -> None:
+    """Run all stages that are not up to date, from capture to release. Stop it at any time and run it again."""
+    if until not in pipeline.ORDER:
+        raise typer.BadParameter(
+            f"{until!r} is no stage; use one of {', '.join(pipeline.ORDER)}", param_hint="--until"
+        )
+    with _opened(folder, force=force, concurrency=concurrency) as here:
+        if dry_run:
+            _quote(here)
+            return
+        names = pipeline.ORDER[: pipeline.ORDER.index(until) + 1]
+        done = pipeline.execute(here, map(pipeline.stage, names))
+        if not done:
+            out.print("nothing to do: every stage is up to date", highlight=False)
+        if until == pipeline.ORDER[-1]:
+            _outcome(here)
+
+
+def _quote(here: Run) -> None:
+    from trainer.capture import TERMS, estimate
+
+    out.print(
+        f"{estimate(here).sentence()} (budget ${here.task.settings.teacher.budget_usd:g})", highlight=False
+    )
+    out.print(TERMS, style="dim")
+
+
+def _outcome(here: Run) -> None:
+    """The table that a run ends with."""
+    from trainer.release import outcome
+
+    found = outcome(here)
+    table = Table("", "score", "95 % interval", "n", "p50 ms", "USD per 1k", title=found.title)
+    for row in found.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+    for line in found.lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(folder: TaskArgument = Path(), force: Force = False, concurrency: Concurrency = None) -> None:
+        with _opened(folder, force=force, concurrency=concurrency) as here:
+            pipeline.require(here, name)
+            if not pipeline.execute(here, [pipeline.stage(name)]):
+                out.print(f"{name}: nothing to do", highlight=False)
+
+    command.__doc__ = text
+    app.command(name=name, epilog=f"Example: homestill {name} my-task", rich_help_panel="Stages")(command)
+
+
+for _name, _text in {
+    "capture": "Ask the teacher every example; traces are stored as they come, nothing is paid twice.",
+    "curate": "Filter, dedupe, balance and split the traces.",
+    "train": "Fine-tune the base on the kept traces.",
+    "export": "Convert to GGUF and quantise.",
+    "register": "Register with Ollama or the embedded runtime and prove parity.",
+    "evaluate": "Score teacher, base and student.",
+    "certify": "Fit the confidence model and certify the threshold.",
+    "release": "Write the release and promote it if the gate lets it through.",
+}.items():
+    _stage_command(_name, _text)
+
+
+@app.command(epilog="Example: homestill status")
+def status() -> None:
+    """Show every task's runs, stages and current release."""
+    home = Home.from_environment(os.environ)
+    folders = sorted(home.runs("").glob("*/*/task.json"), key=lambda file: file.stat().st_mtime)
+    table = Table("task", "run", *pipeline.ORDER, "current release")
+    marks = {"done": "[green]done[/]", "interrupted": "[yellow]part[/]", "open": "[dim]-[/]"}
+    for file in folders:
+        name = read_json(file)["settings"]["name"]
+        current = home.releases(name) / "current"
+        version = current.read_text(encoding="utf-8").strip() if current.is_file() else "none"
+        states = pipeline.status(file.parent)
+        table.add_row(name, file.parent.name, *(marks[state] for state in states.values()), version)
+    out.print(table if folders else f"no runs below {home.root}; start with: homestill init my-task")
+
+
+@app.command(
+    epilog="Examples: homestill rollback tickets · homestill rollback tickets 20261120T221500Z-1a2b3c4d"
+)
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="TASK", help="A task's name or folder.")],
+    version: Annotated[
+        str | None, typer.Argument(help="A version; the one before the current by default.")
+    ] = None,
+) -> None:
+    """Make an earlier release the current one; a running endpoint picks it up by itself."""
+    from trainer import release
+
+    folder = Path(name)
+    known = task.load(folder).name if (folder / "task.yaml").is_file() else name
+    chosen = release.rollback(Home.from_environment(os.environ), known, version)
+    out.print(f"{known}: current is now {chosen}", highlight=False)
+
+
+@app.command(
+    epilog="Examples: homestill serve · homestill serve --port 9000 · HOMESTILL_OFFLINE=1 homestill serve",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def serve(context: typer.Context) -> None:
+    """Serve the hybrid endpoint (the same as `python -m serve`, whose options it takes)."""
+    from serve.__main__ import main as serve_main
+
+    raise typer.Exit(serve_main(context.args))
+
+
+@app.command(epilog="Example: homestill doctor")
+def doctor() -> None:
+    """Say what this machine has, what is missing, and what to do about it."""
+    from trainer.doctor import examine
+
+    findings = examine(Home.from_environment(os.environ), os.environ)
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
+    table = Table("", "state", "")
+    for finding in findings:
+        table.add_row(finding.name, marks[finding.state], escape(finding.text))
+    out.print(table)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry of the console script: our errors become lines on standard error and an exit code."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("homestill").setLevel(logging.WARNING)
+    try:
+        app()
+    except HomestillError as error:
+        for line in str(error).splitlines():
+            err.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here", highlight=False)
+        sys.exit(130)

@@ -1,0 +1,174 @@
+"""Stage 2: keep the traces worth training on, and write the three splits that share nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.data import Example
+from trainer.errors import CurateError
+from trainer.runs import Run, read_json, sha256_file, write_json, write_jsonl
+from trainer.settings import CurateSettings
+from trainer.splits import assigned
+from trainer.traces import Answer
+
+REPEATED_GRAM = 4
+MIN_TEACHER_SCORE = 0.5
+MIN_SEALED = 30
+log = logging.getLogger("homestill.curate")
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    return {
+        "capture": [sha256_file(run.folder / "capture" / name) for name in ("program.json", "summary.json")],
+        "keep_score": run.task.settings.keep_score,
+        "curate": run.task.settings.curate.model_dump(),
+        "seed": run.task.settings.seed,
+    }
+
+
+def run(run: Run) -> None:
+    """Write train.jsonl, calibrate.jsonl, test.jsonl and summary.json.
+
+    Raises:
+        CurateError: too little or nothing learnable is left; `run.force` goes on all the same.
+    """
+    settings = run.task.settings
+    folder = run.stage("curate")
+    assignment = assigned(run.task)
+    answers = run.store.answers(read_json(run.folder / "capture" / "summary.json")["system"])
+    dropped = Counter({reason: len(ids) for reason, ids in assignment.dropped.items()})
+    kept: list[Example] = []
+    for example in assignment.splits["train"]:
+        reason = rejected(answers[example.id], settings.keep_score, settings.curate)
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(example)
+    balanced = balance(kept, answers, settings.curate.balance)
+    if len(balanced) < len(kept):
+        dropped[f"class balance over {settings.curate.balance}"] += len(kept) - len(balanced)
+    rows = [row for example in balanced for row in conversations(answers[example.id])]
+    summary = _summary(assignment.splits, balanced, rows, dropped, answers)
+    _judge(run, summary)
+    write_jsonl(folder / "train.jsonl", rows)
+    for split in ("calibrate", "test"):
+        sealed = [{"id": example.id, "values": example.values} for example in assignment.splits[split]]
+        write_jsonl(folder / f"{split}.jsonl", sealed)
+    write_json(folder / "summary.json", summary)
+
+
+def rejected(answer: Answer, keep_score: float, settings: CurateSettings) -> str | None:
+    """Why the teacher's answer is no training material, or None."""
+    if answer.error:
+        return "teacher's answer could not be read"
+    if answer.strict_score < keep_score:
+        return f"score below {keep_score:g}"
+    lengths = [len(call["completion"]) for call in answer.calls]
+    if min(lengths, default=0) < settings.min_chars:
+        return f"completion shorter than {settings.min_chars} characters"
+    if max(lengths, default=0) > settings.max_chars:
+        return f"completion longer than {settings.max_chars} characters"
+    if any(call["finish_reason"] == "length" for call in answer.calls):
+        return "completion cut off at teacher.max_tokens"
+    if max((repetition(call["completion"]) for call in answer.calls), default=0.0) > settings.max_repetition:
+        return f"more than {settings.max_repetition:.0%} of the completion repeats itself"
+    return None
+
+
+def repetition(text: str) -> float:
+    """Share of the text's word 4-grams that repeat an earlier one, 0..1."""
+    words = text.split()
+    grams = [tuple(words[start : start + REPEATED_GRAM]) for start in range(len(words) - REPEATED_GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def balance(examples: Sequence[Example], answers: dict[str, Answer], field: str | None) -> list[Example]:
+    """At most twice as many examples of a class as of the median class; the order is kept.
+
+    Raises:
+        CurateError: the field is no output of the program.
+    """
+    if not field:
+        return list(examples)
+    classes = {example.id: json.dumps(answers[example.id].outputs.get(field)) for example in examples}
+    if any(field not in answers[example.id].outputs for example in examples):
+        raise CurateError(
+            f"curate.balance is {field!r}, which is no output of the program; name an output field"
+        )
+    sizes = sorted(Counter(classes.values()).values())
+    most = 2 * sizes[len(sizes) // 2]
+    seen: Counter[str] = Counter()
+    kept = []
+    for example in examples:
+        seen[classes[example.id]] += 1
+        if seen[classes[example.id]] <= most:
+            kept.append(example)
+    return kept
+
+
+def conversations(answer: Answer) -> list[dict[str, Any]]:
+    """What the student is trained on: each predictor call of one example."""
+    return [
+        {
+            "example": answer.example,
+            "predictor": call["predictor"],
+            "messages": [{**message, "content": message["content"].strip()} for message in call["messages"]],
+            "completion": call["completion"].strip(),
+        }
+        for call in answer.calls
+    ]
+
+
+def _summary(
+    splits: dict[str, list[Example]],
+    kept: list[Example],
+    rows: list[dict[str, Any]],
+    dropped: Counter[str],
+    answers: dict[str, Answer],
+) -> dict[str, Any]:
+    train = splits["train"]
+    mean = sum(answers[example.id].score for example in train) / len(train) if train else 0.0
+    return {
+        "captured": sum(map(len, splits.values())),
+        "train": {
+            "examples": len(kept),
+            "conversations": len(rows),
+            "captured": len(train),
+            "teacher_mean": mean,
+        },
+        "calibrate": len(splits["calibrate"]),
+        "test": len(splits["test"]),
+        "per_predictor": dict(Counter(row["predictor"] for row in rows)),
+        "dropped": dict(dropped.most_common()),
+        "warnings": [],
+    }
+
+
+def _judge(run: Run, summary: dict[str, Any]) -> None:
+    """Stop where training would be wasted; with `run.force` the same sentences are warnings."""
+    settings, train = run.task.settings, summary["train"]
+    faults = []
+    if train["examples"] < settings.curate.min_examples:
+        faults.append(
+            f"{train['examples']} training examples are left of {train['captured']}, "
+            f"curate.min_examples is {settings.curate.min_examples}; add data, or lower keep_score"
+        )
+    if train["captured"] and train["teacher_mean"] < MIN_TEACHER_SCORE:
+        faults.append(
+            f"the teacher itself scores {train['teacher_mean']:.2f} on this task; there is nothing good to learn: "
+            "mend the program or the metric, or try teacher.optimizer"
+        )
+    for split in ("calibrate", "test"):
+        if summary[split] < MIN_SEALED:
+            faults.append(f"the {split} split holds {summary[split]} examples; give it {MIN_SEALED} or more")
+    if min(summary["per_predictor"].values(), default=100) < 100:
+        summary["warnings"].append("a predictor has fewer than 100 passing traces; expect a weaker student")
+    if faults and not run.force:
+        raise CurateError("\n".join([*faults, "to go on all the same: --force"]))
+    summary["warnings"] += faults
+    for warning in summary["warnings"]:
+        log.warning("curate: %s", warning)

@@ -1,0 +1,123 @@
+"""The task's data: JSONL, CSV or Parquet rows. A bad row is listed with its file and line, never dropped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError
+
+MAX_FAULTS = 50
+
+Row = tuple[int, dict[str, Any] | str]
+"""Line (or row number) and the row; a string in place of the row is its fault."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the data. The id is the hash of its input fields."""
+
+    id: str
+    values: dict[str, Any]
+    split: str | None = None
+    """train, calibrate or test where the data came split."""
+
+
+def read(files: Mapping[str | None, list[Path]], inputs: list[str], root: Path) -> list[Example]:
+    """All rows of `files` (by split), in order. Faults name files relative to `root`.
+
+    Raises:
+        DataError: with every bad row's file, line and fault.
+    """
+    faults: list[str] = []
+    found: list[Example] = []
+    for split, paths in files.items():
+        for path in paths:
+            for line, row in _rows(path):
+                fault = row if isinstance(row, str) else _row_fault(row, inputs)
+                if isinstance(row, str) or fault:
+                    faults.append(
+                        f"{path.relative_to(root) if path.is_relative_to(root) else path}:{line}: {fault}"
+                    )
+                else:
+                    found.append(Example(example_id(row, inputs), row, split))
+    if faults:
+        more = [f"... and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+        count = f"{len(faults)} bad row{'s' if len(faults) > 1 else ''}; mend or remove them (nothing was dropped):"
+        raise DataError([count, *faults[:MAX_FAULTS], *more])
+    if not found:
+        raise DataError(["the data files hold no rows; add examples, one a line"])
+    return found
+
+
+def example_id(values: Mapping[str, Any], inputs: list[str]) -> str:
+    """Identity of an example: the hash of its input fields (16 hex digits)."""
+    text = json.dumps([values[name] for name in inputs], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _row_fault(row: dict[str, Any], inputs: list[str]) -> str | None:
+    missing = [name for name in inputs if row.get(name) is None or row[name] == ""]
+    if missing:
+        return f"no value for input {', '.join(missing)}; the row has {', '.join(row) or 'no fields'}"
+    return None
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Rows with their line (or row number); a string in place of a row is its fault."""
+    try:
+        yield from READERS[file.suffix](file)
+    except UnicodeDecodeError as error:
+        yield 0, f"not UTF-8 at byte {error.start}; save the file as UTF-8"
+
+
+def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, f"not JSON: {error.msg} at column {error.colno}; write one JSON object a line"
+                continue
+            yield (
+                number,
+                row
+                if isinstance(row, dict)
+                else f"a JSON {type(row).__name__}; write one JSON object a line",
+            )
+
+
+def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for row in reader:
+                whole = None not in row and None not in row.values()
+                yield (
+                    reader.line_num,
+                    row if whole else "not as many cells as the header; quote cells that hold commas",
+                )
+        except csv.Error as error:
+            yield reader.line_num, f"not CSV: {error}; check the quotes"
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(file)
+    except pyarrow.ArrowInvalid as error:
+        yield 0, f"not Parquet: {error}; write it again"
+        return
+    yield from enumerate(table.to_pylist(), 1)
+
+
+READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -1,0 +1,104 @@
+"""What a call costs: prices per model, worst case reserved before the call, settled after it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from trainer.errors import BudgetError, TeacherError
+from trainer.settings import Price, TeacherSettings
+
+DEFAULT_MAX_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and US dollars of one call."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+
+
+def price_of(teacher: TeacherSettings) -> Price:
+    """US dollars per million tokens: from task.yaml, else from the price list that DSPy ships.
+
+    Raises:
+        TeacherError: the price is unknown; it is never taken for 0.
+    """
+    if teacher.price_per_1m:
+        return teacher.price_per_1m
+    from dspy.clients.model_metadata import model_info
+
+    provider, _, model = teacher.model.rpartition("/")
+    info = {} if teacher.api_base else model_info(provider or "openai", model)
+    if "input_cost_per_token" not in info or "output_cost_per_token" not in info:
+        where = f" at {teacher.api_base}" if teacher.api_base else ""
+        raise TeacherError(
+            f"the price of {teacher.model}{where} is not known; "
+            "set teacher.price_per_1m: {input: USD, output: USD} in task.yaml"
+        )
+    return Price(input=info["input_cost_per_token"] * 1e6, output=info["output_cost_per_token"] * 1e6)
+
+
+def cost(price: Price, prompt_tokens: float, completion_tokens: float) -> float:
+    """US dollars for so many tokens."""
+    return (price.input * prompt_tokens + price.output * completion_tokens) / 1e6
+
+
+class Bill:
+    """One reserved call; `settle` turns the reservation into what it really cost."""
+
+    def __init__(self, price: Price, worst: Usage) -> None:
+        self._price = price
+        self.usage = worst
+
+    def settle(self, prompt_tokens: int | None, completion_tokens: int | None) -> Usage:
+        """Tokens as the provider counted them; what it did not count stays at the worst case."""
+        prompt = self.usage.prompt_tokens if prompt_tokens is None else prompt_tokens
+        completion = self.usage.completion_tokens if completion_tokens is None else completion_tokens
+        self.usage = Usage(prompt, completion, cost(self._price, prompt, completion))
+        return self.usage
+
+
+class Ledger:
+    """A hard budget shared by all threads: a call that could pass it is refused before it is made."""
+
+    def __init__(self, price: Price, budget_usd: float, spent_usd: float) -> None:
+        self._price = price
+        self._budget = budget_usd
+        self._spent = spent_usd
+        self._lock = threading.Lock()
+
+    @property
+    def spent_usd(self) -> float:
+        """Settled and reserved together."""
+        return self._spent
+
+    @contextmanager
+    def reserved(self, messages: list[dict[str, str]], max_tokens: int | None) -> Iterator[Bill]:
+        """Hold the most that a call can cost: a token per byte of the prompt, and the longest answer.
+
+        Raises:
+            BudgetError: it could pass the budget.
+        """
+        prompt = sum(len(message["content"].encode()) + 8 for message in messages)
+        completion = max_tokens or DEFAULT_MAX_TOKENS
+        worst = Usage(prompt, completion, cost(self._price, prompt, completion))
+        with self._lock:
+            if self._spent + worst.cost_usd > self._budget:
+                raise BudgetError(
+                    f"teacher.budget_usd is {self._budget:g}, {self._spent:.4f} are spent or reserved and the next "
+                    f"call can cost {worst.cost_usd:.4f}; raise the budget and run again, nothing is paid twice"
+                )
+            self._spent += worst.cost_usd
+        bill = Bill(self._price, worst)
+        failed = True
+        try:
+            yield bill
+            failed = False
+        finally:
+            with self._lock:
+                self._spent += (0.0 if failed else bill.usage.cost_usd) - worst.cost_usd

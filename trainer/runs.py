@@ -1,0 +1,143 @@
+"""Where things lie under HOMESTILL_HOME, and the run that every stage is given."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from trainer.errors import BusyError, DiskError
+from trainer.task import Task
+from trainer.traces import Store
+
+
+@dataclass(frozen=True)
+class Home:
+    """HOMESTILL_HOME: the database, the runs, the releases and a cache that may be deleted."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Home:
+        return cls(Path(environment.get("HOMESTILL_HOME") or "~/.homestill").expanduser().resolve())
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.root / 'homestill.db'}"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def runs(self, task: str) -> Path:
+        return self.root / "runs" / task
+
+    def releases(self, task: str) -> Path:
+        return self.root / "releases" / task
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that can still be written below `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass of a task through the stages; every stage reads and writes below `folder`."""
+
+    task: Task
+    home: Home
+    store: Store
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    disk_free: Callable[[Path], int] = free_bytes
+    force: bool = False
+    """Go on where a stage would stop for too few or unlearnable examples."""
+    concurrency: int | None = None
+    """Overrides teacher.concurrency for this run."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage, made if it is missing."""
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def need_disk(self, needed: int, purpose: str) -> None:
+        """Raise DiskError now rather than run out of space in an hour."""
+        free = self.disk_free(self.folder)
+        if free < needed:
+            raise DiskError(
+                f"{purpose} needs {needed / 1e9:.2f} GB below {self.home.root}, {free / 1e9:.2f} GB are free; "
+                "free some space or point HOMESTILL_HOME at a larger disk"
+            )
+
+
+@contextmanager
+def locked(folder: Path, task: str) -> Iterator[None]:
+    """Hold the task's lock: a second run of the same task gets BusyError at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(_busy(lock, task)) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _busy(lock: IO[str], task: str) -> str:
+    lock.seek(0)
+    return f"task {task} is being run by process {lock.read() or '?'}; wait for it to end or stop it"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of a value that JSON can hold; key order does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,191 @@
+"""task.yaml and the data it names: loaded and validated whole, every fault reported at once.
+
+A fault is one line: the value, the rule and the remedy, with the line of the file it stands in.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from trainer import data
+from trainer.data import Example
+from trainer.errors import TaskError
+from trainer.faults import Location, describe, dotted, relevant
+from trainer.settings import TaskSettings
+
+PLANNED_METHODS = ("qlora", "prompt")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A validated task folder."""
+
+    folder: Path
+    settings: TaskSettings
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def source(self, key: Literal["program", "metric"]) -> tuple[Path, str]:
+        """The file and the name that `program` or `metric` points to."""
+        file, _, attribute = getattr(self.settings, key).rpartition(":")
+        return self.folder / file, attribute
+
+    def base_path(self) -> str:
+        """The base model: a folder's absolute path where it is one, else the hub's name."""
+        folder = self.folder / self.settings.student.base
+        return str(folder.resolve()) if folder.is_dir() else self.settings.student.base
+
+    @cached_property
+    def data_files(self) -> dict[str | None, list[Path]]:
+        """Data files by split; the key is None where curate has to split."""
+        return {split: _expand(self.folder, pattern) for split, pattern in _patterns(self.settings).items()}
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Hash of every data file's content, in order."""
+        digest = hashlib.sha256()
+        for split, files in self.data_files.items():
+            for file in files:
+                digest.update(f"{split}:{file.name}:".encode() + hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def code_sha256(self) -> str:
+        """Hash of the program's and the metric's source files."""
+        files = sorted({self.source("program")[0], self.source("metric")[0]})
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def load(path: Path) -> Task:
+    """Load and validate a task.
+
+    Args:
+        path: a task folder or its task.yaml.
+
+    Raises:
+        TaskError: with every fault found.
+    """
+    file = path / "task.yaml" if path.is_dir() or not path.suffix else path
+    if not file.is_file():
+        raise TaskError([f"{file} does not exist; write one with: homestill init {path}"])
+    text = file.read_text(encoding="utf-8")
+    tree, lines, duplicates = _parse(file, text)
+    faults = duplicates
+    settings: TaskSettings | None = None
+    try:
+        settings = TaskSettings.model_validate(tree)
+    except ValidationError as error:
+        faults += [describe(detail, lines, file.name) for detail in relevant(error.errors())]
+    faults += _file_faults(tree, file.parent.resolve(), lines, file.name)
+    if settings is None or faults:
+        raise TaskError(sorted(set(faults), key=faults.index))
+    return Task(file.parent.resolve(), settings)
+
+
+def examples(task: Task) -> list[Example]:
+    """All rows of the task's data, in file order.
+
+    Raises:
+        DataError: with every bad row's file, line and fault.
+    """
+    return data.read(task.data_files, task.settings.inputs, task.folder)
+
+
+def _parse(file: Path, text: str) -> tuple[Any, dict[Location, int], list[str]]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise TaskError(
+            [f"{file.name}:{line}: not YAML: {error.problem}; mend the line (indent with spaces)"]
+        ) from None
+    except ValueError as error:
+        raise TaskError([f"{file.name}: not YAML: {error}; write dates and numbers as YAML does"]) from None
+    if not isinstance(tree, dict):
+        raise TaskError(
+            [
+                f"{file.name} holds {type(tree).__name__}; it must be a mapping of keys such as name: and program:"
+            ]
+        )
+    lines: dict[Location, int] = {}
+    duplicates: list[str] = []
+    _note_lines(node, (), lines, duplicates, file.name)
+    return tree, lines, duplicates
+
+
+def _note_lines(
+    node: yaml.Node | None, at: Location, lines: dict[Location, int], duplicates: list[str], file: str
+) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*at, key.value)
+            if here in lines:
+                duplicates.append(
+                    f"{dotted(here)} is given twice; keep one ({file}:{key.start_mark.line + 1})"
+                )
+            lines[here] = key.start_mark.line + 1
+            _note_lines(value, here, lines, duplicates, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*at, index)] = value.start_mark.line + 1
+            _note_lines(value, (*at, index), lines, duplicates, file)
+
+
+def _file_faults(tree: dict[str, Any], folder: Path, lines: dict[Location, int], file: str) -> list[str]:
+    """Faults of what the file points to; looked for even where other keys are wrong, so nothing is assumed."""
+
+    def at(*key: str) -> str:
+        line = next((lines[key[:size]] for size in range(len(key), 0, -1) if key[:size] in lines), None)
+        return f"({file}:{line})" if line else f"({file})"
+
+    faults = []
+    for key in ("program", "metric"):
+        source = str(tree.get(key, "")).rpartition(":")[0]
+        if source and not (folder / source).is_file():
+            faults.append(f"{key} names {folder / source}, which does not exist; correct the path {at(key)}")
+    given = tree.get("data")
+    for split, pattern in (given if isinstance(given, dict) else {"": given}).items():
+        where = ("data", str(split)) if split else ("data",)
+        if isinstance(pattern, str):
+            faults += [f"{dotted(where)} {fault} {at(*where)}" for fault in _pattern_faults(folder, pattern)]
+    student = tree.get("student")
+    student = student if isinstance(student, dict) else {}
+    if (method := student.get("method")) in PLANNED_METHODS:
+        faults.append(
+            f"student.method is {method!r}; this version trains lora and full {at('student', 'method')}"
+        )
+    base = str(student.get("base", ""))
+    if base.startswith((".", "/", "~")) and not (folder / Path(base).expanduser()).is_dir():
+        remedy = f"correct it or use a hub name {at('student', 'base')}"
+        faults.append(f"student.base is {base!r}, which is no folder; {remedy}")
+    return faults
+
+
+def _pattern_faults(folder: Path, pattern: str) -> list[str]:
+    found = _expand(folder, pattern)
+    if not found:
+        return [f"is {pattern!r}, which matches no file; correct the path"]
+    wrong = [name for name in found if name.suffix not in data.READERS]
+    return [f"names {name.name}; use .jsonl, .csv or .parquet files" for name in wrong]
+
+
+def _patterns(settings: TaskSettings) -> dict[str | None, str]:
+    given = settings.data
+    if isinstance(given, str):
+        return {None: given}
+    return {"train": given.train, "calibrate": given.calibrate, "test": given.test}
+
+
+def _expand(folder: Path, pattern: str) -> list[Path]:
+    return sorted(Path(name) for name in glob.glob(str(folder / pattern), recursive=True))
