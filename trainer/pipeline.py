@@ -149,6 +149,8 @@ def _link_from_another_run(run: Run, name: str, fingerprint: str) -> bool:
         record = _record(other / name) if other != run.folder and other.is_dir() else {}
         if record.get("inputs") == fingerprint and record.get("done"):
             skip = shutil.ignore_patterns(".lock")
-            shutil.copytree(other / name, run.folder / name, copy_function=os.link, dirs_exist_ok=True, ignore=skip)
+            shutil.copytree(
+                other / name, run.folder / name, copy_function=os.link, dirs_exist_ok=True, ignore=skip
+            )
             return True
     return False

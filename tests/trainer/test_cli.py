@@ -1,0 +1,95 @@
+"""The command line as a person meets it: exit codes, one-line errors, help with examples."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tasks import write_task
+from trainer.pipeline import ORDER
+
+
+def homestill(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer", *map(str, words)]
+    variables = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+
+
+def test_help_shows_every_command_and_an_example() -> None:
+    done = homestill("--help")
+    assert done.returncode == 0
+    for command in ("init", "check", "run", "status", "serve", "rollback", "doctor", *ORDER):
+        assert f" {command} " in done.stdout
+    assert "homestill init my-task" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "check", "rollback", "train"])
+def test_each_command_has_an_example(command: str) -> None:
+    assert f"homestill {command} " in homestill(command, "--help").stdout.split("Options")[1]
+
+
+def test_init_check_and_quote_without_a_key(tmp_path: Path) -> None:
+    task = tmp_path / "mine"
+    assert homestill("init", task).returncode == 0
+    checked = homestill("check", task)
+    assert checked.returncode == 0
+    assert "task reviews is valid" in checked.stdout
+    quoted = homestill("run", task, "--dry-run")
+    assert quoted.returncode == 0
+    assert "$" in quoted.stdout
+    assert "terms may restrict" in quoted.stdout
+    again = homestill("init", task)
+    assert again.returncode == 1
+    assert "exists and is not overwritten" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"student": {"method": "lorra"}},
+            "student.method is 'lorra'; use lora, qlora, full or prompt (task.yaml:",
+        ),
+        ({"program": "nowhere.py:X"}, "which does not exist; correct the path (task.yaml:"),
+    ],
+)
+def test_a_bad_task_is_clear_lines_and_code_1(
+    tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    done = homestill("run", write_task(tmp_path / "bad", **change))  # type: ignore[arg-type]  # any value may be bad
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert expected in done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+def test_bad_data_lists_the_rows(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "words")
+    (folder / "data" / "more.jsonl").write_text("{\n[]\n", encoding="utf-8")
+    done = homestill("check", folder)
+    assert done.returncode == 1
+    assert "data/more.jsonl:1" in done.stderr
+    assert "data/more.jsonl:2" in done.stderr
+
+
+def test_a_stage_out_of_order_says_what_to_run(tmp_path: Path) -> None:
+    done = homestill("evaluate", write_task(tmp_path / "words"))
+    assert done.returncode == 1
+    assert "run: homestill capture" in done.stderr
+
+
+def test_unknown_stage_and_unknown_release(tmp_path: Path) -> None:
+    assert homestill("run", write_task(tmp_path / "words"), "--until", "trian").returncode == 2
+    done = homestill("rollback", "nothing")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+
+
+def test_status_of_an_empty_home() -> None:
+    done = homestill("status")
+    assert done.returncode == 0
+    assert "homestill init" in done.stdout
