@@ -1,0 +1,139 @@
+"""What the figures amount to: one sentence, and whether distilling was worth it, criterion by criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from serve.release import Manifest
+
+MIN_EXAMPLES = 50
+ACCEPTABLE_DROP = 0.15
+"""Of the teacher's score, for the student alone."""
+MONTHLY_CALLS = 100_000
+"""The volume from which an own model is usually worth its upkeep."""
+
+STAND_IN = (
+    "The teacher is a stand-in, not a real API model: these figures show that the loop works, "
+    "not what your task will save."
+)
+
+State = Literal["yes", "partly", "no"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One reason for or against, from measured numbers."""
+
+    name: str
+    state: State
+    text: str
+
+
+def sentence(manifest: Manifest, certificate: Mapping[str, Any]) -> str:
+    """The verdict in one sentence.
+
+    Args:
+        certificate: certify/summary.json's `certificate`; its `reason` tells more of a refusal.
+    """
+    router = manifest.router
+    if router.certified:
+        return (
+            f"{percent(router.local_share)} of requests are answered locally, with at least "
+            f"{exact(router.keep)} of the teacher's score at {exact(router.confidence)} confidence."
+        )
+    missing = certificate.get("rows_missing")
+    if missing:
+        return f"Nothing is answered locally yet: about {missing:,} more calibration rows are needed to prove it."
+    return "Nothing is answered locally yet: no threshold could be certified."
+
+
+def criteria(manifest: Manifest, spent_usd: float) -> list[Criterion]:
+    """Quality, cost, latency, privacy, independence and data, each with a verdict.
+
+    Args:
+        spent_usd: what the teacher's traces have cost.
+    """
+    return [
+        _quality(manifest),
+        _cost(manifest, spent_usd),
+        _latency(manifest),
+        _privacy(manifest),
+        _offline(manifest),
+        _data(manifest),
+    ]
+
+
+def percent(share: float) -> str:
+    """A measured share as whole percent, rounded down: 99.6 % is not shown as 100."""
+    return f"{int(100 * share + 1e-9)} %"
+
+
+def exact(share: float) -> str:
+    """A share that was set, such as 0.95 or 0.995, as percent."""
+    return f"{round(100 * share, 6):g} %"
+
+
+def _quality(manifest: Manifest) -> Criterion:
+    teacher, student = manifest.scores["teacher"].mean, manifest.scores["student"].mean
+    drop = 1 - student / teacher if teacher else 0.0
+    state: State = "yes" if manifest.router.certified else "partly" if drop < ACCEPTABLE_DROP else "no"
+    promise = "certified behind the router" if manifest.router.certified else "without a certificate"
+    return Criterion(
+        "Quality",
+        state,
+        f"alone, the student loses {drop:.1%} of the teacher's score "
+        f"(below {ACCEPTABLE_DROP:.0%} is usually acceptable); {promise}",
+    )
+
+
+def _cost(manifest: Manifest, spent_usd: float) -> Criterion:
+    teacher, hybrid = (manifest.cost_per_1k_usd[name] for name in ("teacher", "hybrid"))
+    saved = teacher - hybrid
+    if saved <= 0:
+        return Criterion("Cost", "no", f"no API cost is saved; the teacher's traces cost ${spent_usd:,.2f}")
+    requests = 1000 * spent_usd / saved
+    monthly = saved * MONTHLY_CALLS / 1000
+    return Criterion(
+        "Cost",
+        "yes",
+        f"saves ${saved:,.2f} of API cost per 1,000 requests (${monthly:,.0f} a month at {MONTHLY_CALLS:,} "
+        f"requests); the traces' ${spent_usd:,.2f} are back after {requests:,.0f} requests",
+    )
+
+
+def _latency(manifest: Manifest) -> Criterion:
+    teacher, local = (manifest.latency_ms[name].p50 for name in ("teacher", "local"))
+    state: State = "yes" if local < teacher else "no"
+    word = "faster" if local < teacher else "slower"
+    return Criterion(
+        "Latency",
+        state,
+        f"half of the local answers take up to {local:,.0f} ms, the teacher's {teacher:,.0f} ms: {word}",
+    )
+
+
+def _privacy(manifest: Manifest) -> Criterion:
+    share = manifest.router.local_share
+    state: State = "partly" if share > 0 else "no"
+    return Criterion(
+        "Privacy", state, f"{percent(share)} of requests never leave the machine; offline mode: all of them"
+    )
+
+
+def _offline(manifest: Manifest) -> Criterion:
+    state: State = "partly" if manifest.router.certified else "no"
+    return Criterion(
+        "Independence",
+        state,
+        "works without the API; what would be handed over is then answered locally without a guarantee",
+    )
+
+
+def _data(manifest: Manifest) -> Criterion:
+    count = manifest.data.train
+    state: State = "yes" if count >= MIN_EXAMPLES else "no"
+    return Criterion(
+        "Data", state, f"trained on {count:,} examples; below {MIN_EXAMPLES} distilling is not worth trying"
+    )
