@@ -19,7 +19,7 @@ from starlette.routing import Route
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
     """Run an ASGI app on a free loopback port; gives its address without a trailing slash."""
-    listening = socket.socket()
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY on these
     listening.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -42,7 +42,7 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
     hybrid = certified["hybrid"]
     exported = read_json(run.stage("export") / "summary.json")["model"]
     registered = read_json(run.stage("register") / "registration.json")["model"]
-    on_ollama = registered["runtime"] == "ollama"
+    served_elsewhere = registered["runtime"] != "embedded"
     return Manifest.model_validate(
         {
             "task": run.task.name,
@@ -58,7 +58,7 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
                 "file": "model.gguf",
                 "sha256": exported["sha256"],
                 "quantization": exported["quantization"],
-                "ollama": registered["name"] if on_ollama else None,
+                "ollama": registered["name"] if served_elsewhere else None,
             },
             "parity": read_json(run.stage("register") / "parity.json"),
             "scores": {

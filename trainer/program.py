@@ -250,7 +250,9 @@ def _translated(error: LMError, failure: type[HomestillError]) -> HomestillError
         cause = cause.__cause__
     if isinstance(error, LMNotConfiguredError):
         variable = next(iter(getattr(error, "env_keys", ())), "the provider's key variable")
-        return failure(f"no key for {error.model}: {variable} is not set; export it, or name a file in {variable}_FILE")
+        return failure(
+            f"no key for {error.model}: {variable} is not set; export it, or name a file in {variable}_FILE"
+        )
     return failure(f"{_brief(error)}; {_remedy(error)}")
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +22,11 @@ import yaml
 from serve import release as releases
 from serve.release import Manifest, Release, ReleaseInvalid
 from trainer import report, verdict
-from trainer.errors import ReleaseError
+from trainer.errors import ReleaseError, TeacherError
 from trainer.manifest import SPLITS, split_file
 from trainer.manifest import manifest as make_manifest
 from trainer.parity import ALLOWED_DROP
+from trainer.prices import price_of
 from trainer.runs import Home, Run, read_json, sha256_file, write_json, write_text
 from trainer.scores import Interval, difference_interval
 
@@ -227,6 +229,8 @@ def _fill(run: Run, draft: Path) -> None:
         shutil.copyfile(neighbours, draft / "neighbours.npz")
     shutil.copyfile(run.stage("capture") / "program.json", draft / "program.json")
     settings = run.task.settings.model_dump(mode="json", exclude_none=True)
+    with suppress(TeacherError):  # the endpoint has no price list of its own; an unknown price stays unknown
+        settings["teacher"]["price_per_1m"] = price_of(run.task.settings.teacher).model_dump()
     write_text(draft / "task.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     for source in {run.task.source("program")[0], run.task.source("metric")[0]}:
         target = draft / _below(run.task.folder, source)

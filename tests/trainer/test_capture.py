@@ -79,7 +79,12 @@ SETTINGS_TEACHER: dict[str, Any] = {
 
 def test_every_call_becomes_a_trace_and_a_rerun_asks_nothing(desk: Desk) -> None:
     summary = desk.work()
-    assert (summary["examples"], summary["calls"], summary["failed"], summary["mean_score"]) == (12, 12, 0, 1.0)
+    assert (summary["examples"], summary["calls"], summary["failed"], summary["mean_score"]) == (
+        12,
+        12,
+        0,
+        1.0,
+    )
     assert summary["cost_usd"] == pytest.approx(12 * (100 * 1 + 10 * 2) / 1e6)
     assert summary["stand_in"] is True
     assert len(desk.teacher.asked) == 12

@@ -1,0 +1,128 @@
+"""`python -m serve`: the endpoint on a port."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+import uvicorn
+from starlette.applications import Starlette
+
+from serve.app import create_app
+from serve.errors import ServeError, SettingsError
+from serve.journal import Journal
+from serve.local import choose
+from serve.settings import Settings
+from serve.teacher import Teachers
+from serve.upstream import connect
+
+EXAMPLES = """\
+examples:
+  python -m serve                                  what HOMESTILL_HOME holds, on 127.0.0.1:8000
+  HOMESTILL_LOCAL=ollama python -m serve           the local model runs in Ollama (OLLAMA_HOST)
+  HOMESTILL_OFFLINE=1 python -m serve              the local model answers everything
+  HOMESTILL_API_KEYS=k1,k2 python -m serve --host 0.0.0.0    for other machines, with keys
+
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{"model": "tickets", "messages": [{"role": "user", "content": "…"}]}'
+
+environment:
+  HOMESTILL_HOME              releases/ and journal.db (default ~/.homestill)
+  HOMESTILL_LOCAL             ollama, embedded, or the URL of an OpenAI-compatible server
+  OLLAMA_HOST                 where Ollama listens; set, it makes ollama the default
+  HOMESTILL_OFFLINE           1: no teacher client is constructed
+  HOMESTILL_API_KEYS          keys that clients must send, separated by commas
+  HOMESTILL_TEACHER_API_BASE  the teacher's address (default: the release's, https://api.openai.com/v1)
+  HOMESTILL_TEACHER_MODEL     the teacher asked before a task's first release (default: as the client names it)
+  OPENAI_API_KEY              the teacher's key; or HOMESTILL_TEACHER_KEY_FILE, a file that holds it
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serve",
+        description="One OpenAI-compatible endpoint: the local model where it is proven, the teacher elsewhere.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on (default 8000; 0: any free one)"
+    )
+    return parser
+
+
+def check_binding(host: str, port: int, settings: Settings) -> None:
+    """Other machines are let in with keys only.
+
+    Raises:
+        SettingsError
+    """
+    faults = []
+    if not 0 <= port <= 65535:
+        faults.append(f"--port is {port}; use 0-65535")
+    if not settings.api_keys and not _is_loopback(host):
+        faults.append(
+            f"--host is {host}, which other machines reach, and there are no keys; "
+            "set HOMESTILL_API_KEYS, or listen on 127.0.0.1"
+        )
+    if faults:
+        raise SettingsError(faults)
+
+
+def build(settings: Settings, journal: Journal) -> Starlette:
+    """The application as the settings describe it. Offline, no teacher client is constructed."""
+    teachers = None if settings.offline else Teachers(settings, connect(proxies=True))
+    return create_app(settings, choose(settings, connect(proxies=False)), teachers, journal)
+
+
+def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
+    """Serve until interrupted; the exit code."""
+    options = arguments().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = Settings.from_environment(os.environ if environment is None else environment)
+        check_binding(options.host, options.port, settings)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        journal = Journal(settings.journal_url)
+    except (ServeError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    # uvicorn ends in good order and then raises the signal again: without this the journal stays open.
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        uvicorn.run(
+            build(settings, journal),
+            host=options.host,
+            port=options.port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=30,
+        )
+    finally:
+        journal.close()
+    return 0
+
+
+def _exit(*_: object) -> None:
+    sys.exit(0)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""One GGUF in this process: rendered by its own Jinja template, generated with log-probabilities.
+
+llama-cpp-python's own server sorts the whole vocabulary in Python for the log-probabilities of every
+token, keeps the logits of the whole context (1 GB at 2,048 tokens of Llama 3), cuts tokens of more than 32
+bytes and penalises repeats by 1.1 unless told otherwise, greedy answers included. So the loop is ours,
+over its `Llama`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import llama_cpp
+import numpy as np
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+from numpy.typing import NDArray
+
+from serve.errors import ApiError, EmbeddedError
+
+TEMPLATE = "tokenizer.chat_template"
+BLOCK = 64
+"""Prompt tokens read at a time, and the grain in which a prompt's beginning is reused."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature 0 is greedy. Nothing else shapes the distribution: no top-k, no min-p, no penalties."""
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer; `tokens` are OpenAI's `logprobs.content`, None where they were not asked for."""
+
+    text: str
+    finish_reason: str
+    tokens: list[dict[str, Any]] | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Generator:
+    """Answers conversations, one at a time; the blocks that a prompt shares with the last one are not read again."""
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        """
+        Raises:
+            EmbeddedError: the GGUF holds no chat template.
+        """
+        template = llama.metadata.get(TEMPLATE)
+        if not template:
+            raise EmbeddedError(f"{llama.model_path} holds no {TEMPLATE}; export it with its chat template")
+        self._llama = llama
+        self._vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+        self._pieces: dict[int, bytes] = {}
+        self._last_prompt: list[int] = []
+        self._render = Jinja2ChatFormatter(
+            template=template,
+            eos_token=self._special(llama.token_eos()),
+            bos_token=self._special(llama.token_bos()),
+        )
+
+    @classmethod
+    def load(cls, gguf: Path, context: int, threads: int) -> Generator:
+        """Load a model for prompts and answers of `context` tokens together.
+
+        Raises:
+            EmbeddedError: the file is no model that llama.cpp can load, or has no chat template.
+        """
+        try:
+            llama = llama_cpp.Llama(
+                str(gguf),
+                n_ctx=context,
+                n_batch=BLOCK,
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise EmbeddedError(f"{gguf} cannot be loaded ({error}); export the model again") from error
+        return cls(llama)
+
+    def render(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
+        """The prompt's text and tokens. The template writes the begin-of-text token; none is added to it."""
+        try:
+            text: str = self._render(
+                messages=cast(Any, list(messages))
+            ).prompt  # it asks for OpenAI's TypedDicts
+        except Exception as error:  # a template may raise anything
+            raise ApiError(400, f"the model's chat template refuses these messages ({error})") from error
+        return text, self._llama.tokenize(text.encode(), add_bos=False, special=True)
+
+    def answer(
+        self, messages: Sequence[dict[str, str]], sampling: Sampling, stopped: Callable[[], bool]
+    ) -> Generated:
+        """Generate to the end of the turn, the longest allowed answer, or until `stopped()`.
+
+        Raises:
+            ApiError: the conversation does not fit into the context.
+        """
+        prompt = self.render(messages)[1]
+        room = self._llama.n_ctx() - len(prompt)
+        if room < 1:
+            raise ApiError(
+                400,
+                f"the prompt has {len(prompt)} tokens, the context holds {self._llama.n_ctx()}; send less",
+                code="context_length_exceeded",
+            )
+        longest = min(sampling.max_tokens or room, room)
+        data, tokens, count, reason = b"", [], 0, "length"
+        for token in self._tokens(prompt, sampling):
+            if llama_cpp.llama_vocab_is_eog(self._vocabulary, token):
+                reason = "stop"
+                break
+            data += self._piece(token)
+            count += 1
+            if sampling.logprobs:
+                tokens.append(self._entry(token, sampling.top_logprobs))
+            end = _stop_at(data, sampling.stop)
+            if end is not None:
+                data, reason = data[:end], "stop"
+                break
+            if count >= longest or stopped():
+                break
+        text = data.decode(errors="replace")
+        return Generated(text, reason, tokens if sampling.logprobs else None, len(prompt), count)
+
+    def _tokens(self, prompt: list[int], sampling: Sampling) -> Any:
+        if sampling.seed is not None:
+            self._llama.set_seed(sampling.seed)
+        self._rewind(prompt)
+        return self._llama.generate(
+            prompt,
+            temp=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            min_p=0.0,
+            repeat_penalty=1.0,
+        )
+
+    def _rewind(self, prompt: list[int]) -> None:
+        """Keep of the last prompt only whole blocks that this one begins with.
+
+        A token's logits depend, in the last digits, on how many tokens are read together. Whole blocks
+        are always read alike, so the same prompt gives the same log-probabilities whatever was asked
+        before: what was certified is what is served.
+        """
+        shared = next(
+            (
+                at
+                for at, (one, other) in enumerate(zip(prompt, self._last_prompt, strict=False))
+                if one != other
+            ),
+            min(len(prompt), len(self._last_prompt)),
+        )
+        kept = min(shared, len(prompt) - 1) // BLOCK * BLOCK
+        self._llama.n_tokens = min(kept, self._llama.n_tokens // BLOCK * BLOCK)
+        self._last_prompt = prompt
+
+    def _entry(self, token: int, top: int) -> dict[str, Any]:
+        """The token just drawn, with the logarithms of the probabilities before temperature."""
+        logprobs = self._logprobs()
+        best = np.argpartition(logprobs, -top)[-top:] if top else np.empty(0, dtype=np.intp)
+        ordered = best[np.argsort(-logprobs[best], kind="stable")]
+        return {
+            **self._named(token, logprobs),
+            "top_logprobs": [self._named(int(other), logprobs) for other in ordered],
+        }
+
+    def _named(self, token: int, logprobs: NDArray[np.float32]) -> dict[str, Any]:
+        piece = self._piece(token)
+        return {
+            "token": piece.decode(errors="replace"),
+            "logprob": float(logprobs[token]),
+            "bytes": list(piece),
+        }
+
+    def _logprobs(self) -> NDArray[np.float32]:
+        """Log-softmax over the vocabulary, shape (vocabulary,), of the last position."""
+        pointer = llama_cpp.llama_get_logits_ith(self._llama.ctx, -1)
+        logits = np.ctypeslib.as_array(pointer, (self._llama.n_vocab(),))
+        highest = logits.max()
+        shifted: NDArray[np.float32] = logits - (highest + np.log(np.exp(logits - highest).sum()))
+        return shifted
+
+    def _piece(self, token: int) -> bytes:
+        """The token's bytes; none for control tokens."""
+        if token not in self._pieces:
+            self._pieces[token] = self._text(token, special=False)
+        return self._pieces[token]
+
+    def _special(self, token: int) -> str:
+        return self._text(token, special=True).decode() if token >= 0 else ""
+
+    def _text(self, token: int, *, special: bool, size: int = 64) -> bytes:
+        buffer = ctypes.create_string_buffer(size)
+        length: int = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
+        return bytes(buffer.raw[:length]) if length >= 0 else self._text(token, special=special, size=-length)
+
+
+def _stop_at(data: bytes, stops: Sequence[str]) -> int | None:
+    """Where the first stop text begins, if there is one."""
+    places = [place for stop in stops if (place := data.find(stop.encode())) >= 0]
+    return min(places, default=None)

@@ -1,0 +1,233 @@
+"""Register: student and base become servable, and the student is proven to be served as it was trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve.embedded import Endpoint
+from trainer import process
+from trainer import program as programs
+from trainer.data import Example
+from trainer.errors import RegisterError
+from trainer.lm import session
+from trainer.local import Chat, LocalModel, Registration, Runtime
+from trainer.parity import (
+    Answered,
+    Parity,
+    Prompt,
+    Tokens,
+    Vocabulary,
+    ask_all,
+    compare_answers,
+    equal_share,
+    rendered_as_trained,
+)
+from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
+from trainer.runtime import choice, launch, runtime
+from trainer.teacher import open_ledger, teacher_lm
+from trainer.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+"""Raise it when what was registered before no longer counts."""
+REPLAYED = 64
+"""Held-out prompts whose answers are compared."""
+TOKENIZED = 256
+"""Training conversations whose tokens are compared; it takes milliseconds each."""
+BATCH = 8
+REPLAY_TIMEOUT_S = 4 * 3600.0
+
+logger = logging.getLogger("homestill.register")
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """What the outcome depends on."""
+    exported = read_json(run.stage("export") / "summary.json")
+    student = run.task.settings.student
+    chosen = choice(run.environment)
+    return {
+        "version": VERSION,
+        "model": exported["model"]["sha256"],
+        "base": exported["base"]["sha256"],
+        "template": sha256_json(exported["template"]),
+        "train": sha256_file(run.stage("curate") / "train.jsonl"),
+        "calibrate": sha256_file(run.stage("curate") / "calibrate.jsonl"),
+        "program": read_json(run.stage("capture") / "summary.json")["program"],
+        "runtime": [chosen, run.environment.get("OLLAMA_HOST") if chosen == "ollama" else None],
+        "context": student.context,
+        "max_tokens": student.max_tokens,
+        "llama_cpp": version("llama-cpp-python"),
+    }
+
+
+def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> None:
+    """Register student and base, prove parity, write registration.json and parity.json.
+
+    Args:
+        local: where the models run; by default the runtime that the run is set to.
+        chat: asks their servers.
+
+    Raises:
+        RegisterError: a model was refused, or is not served as it was trained; it is registered no more.
+        RuntimeUnavailable: the runtime cannot be reached or started.
+    """
+    local = local or runtime(run)
+    folder = run.stage("register")
+    (folder / "registration.json").unlink(missing_ok=True)
+    student, base = _models(run)
+    registered = local.register(student)
+    registered_base = local.register(base)
+    parity = Parity()
+    try:
+        _prove(run, parity, local, chat or Chat(), registered=registered, model=student)
+    except RegisterError as error:
+        parity.fault = str(error)
+        write_json(folder / "parity.json", parity.to_json())
+        local.remove(registered.name)
+        local.remove(registered_base.name)
+        raise
+    write_json(folder / "parity.json", parity.to_json())
+    both = {"model": registered.to_json(), "base": registered_base.to_json()}
+    write_json(folder / "registration.json", both)
+    logger.info("registered %s, %.3f of its answers as trained", registered.name, parity.answers_equal)
+
+
+def _models(run: Run) -> tuple[LocalModel, LocalModel]:
+    folder, settings = run.stage("export"), run.task.settings
+    exported = read_json(folder / "summary.json")
+    template = Template.from_json(exported["template"])
+
+    def model(key: str, role: str) -> LocalModel:
+        return LocalModel.of(
+            settings.name,
+            role,
+            gguf=folder / f"{key}.gguf",
+            sha256=exported[key]["sha256"],
+            template=template,
+            context=settings.student.context,
+            max_tokens=settings.student.max_tokens,
+        )
+
+    return model("model", ""), model("base", "base")
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """The held-out prompts, put to one system after the other."""
+
+    run: Run
+    tokens: Tokens
+    prompts: list[Prompt]
+    chat: Chat
+    max_tokens: int
+
+    def served(self, endpoint: Endpoint) -> Answered:
+        return ask_all(self.chat, endpoint, self.prompts, self.max_tokens)
+
+    def embedded(self, registration: Registration) -> Answered:
+        """The GGUF without the server that was registered."""
+        with launch(registration) as endpoint:
+            return self.served(endpoint)
+
+    def trained(self) -> Answered:
+        """The 16-bit weights, asked once and kept for a rerun."""
+        folder = self.run.stage("register")
+        answers = folder / "sixteen_bit.json"
+        if not answers.is_file():
+            write_json(folder / "sixteen_bit_request.json", self._request())
+            command = process.module("trainer.sixteen_bit", folder / "sixteen_bit_request.json", answers)
+            environment = {**self.run.environment, **process.QUIET, **process.OFFLINE}
+            done = process.run(command, timeout=REPLAY_TIMEOUT_S, environment=environment)
+            if done.code:
+                raise RegisterError(
+                    f"the 16-bit weights gave no answers ({done.last_line}); train the model again"
+                )
+        return Answered([self.tokens.decode(ids) for ids in read_json(answers)])
+
+    def _request(self) -> dict[str, Any]:
+        tokenizer = self.tokens.tokenizer
+        ends = [tokenizer.convert_tokens_to_ids(text) for text in self.tokens.template.stop]
+        return {
+            "model": str(_weights(self.run)),
+            "prompts": [self.tokens.ids(prompt.messages) for prompt in self.prompts],
+            "max_tokens": self.max_tokens,
+            "ends": ends,
+            "pad": ends[0],
+            "batch": BATCH,
+        }
+
+
+def _prove(
+    run: Run, parity: Parity, local: Runtime, chat: Chat, *, model: LocalModel, registered: Registration
+) -> None:
+    with closing(Vocabulary(model.gguf)) as vocabulary:
+        tokens = Tokens(_tokenizer(run), model.template, vocabulary, model.context)
+        prompts = _prompts(run)
+        trained_rows = read_jsonl(run.stage("curate") / "train.jsonl")[:TOKENIZED]
+        compared = tokens.training(trained_rows)
+        parity.evidence["tokens"] = {"conversations": len(trained_rows), "tokens": compared}
+        replay = _Replay(run, tokens, prompts, chat, model.max_tokens)
+        with local.serving(registered) as endpoint:
+            rendered_as_trained(tokens, local, endpoint, prompts)
+            parity.prompt_tokens_equal = True
+            parity.evidence["tokens"]["rendered_prompts"] = len(prompts)
+            served = replay.served(endpoint)
+        trained = replay.trained()
+        if registered.runtime != "embedded":
+            parity.evidence["gguf_answers_equal"] = equal_share(trained, replay.embedded(registered))
+    compare_answers(parity, prompts, trained, served, _judge(run))
+
+
+def _prompts(run: Run) -> list[Prompt]:
+    """The teacher's prompts for held-out examples, the same ones every time: ids are hashes, so their order is random.
+
+    Raises:
+        RegisterError: none was captured.
+    """
+    wanted = {row["id"] for row in read_jsonl(run.stage("curate") / "calibrate.jsonl")}
+    answers = run.store.answers(read_json(run.stage("capture") / "summary.json")["system"])
+    found = {
+        (example, call["predictor"]): Prompt(example, call["predictor"], call["messages"])
+        for example in wanted & set(answers)
+        for call in answers[example].calls
+    }
+    if not found:
+        raise RegisterError("no captured prompt belongs to the calibrate split; run capture and curate again")
+    return [found[key] for key in sorted(found)][:REPLAYED]
+
+
+def _judge(run: Run) -> Callable[[Prompt, str], float] | None:
+    """Scores one answer; None for a program of several predictors, where one answer decides nothing."""
+    captured = read_json(run.stage("capture") / "summary.json")
+    asked = teacher_lm(
+        run, captured["program"], "judge", open_ledger(run)
+    )  # bought only if the metric asks a model
+    program = programs.load(run.task, run.stage("capture") / "program.json", asked)
+    if len(program.predictors) != 1:
+        return None
+    values = {row["id"]: row["values"] for row in read_jsonl(run.stage("curate") / "calibrate.jsonl")}
+
+    def judge(prompt: Prompt, text: str) -> float:
+        with session(prompt.example, program.names):
+            return program.judge_completion(Example(prompt.example, values[prompt.example]), text)
+
+    return judge
+
+
+def _weights(run: Run) -> Path:
+    return run.stage("train") / "model"
+
+
+def _tokenizer(run: Run) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_weights(run), local_files_only=True)
+    return tokenizer
