@@ -67,13 +67,15 @@ def tiny_tokenizer(vocabulary: int = 512, corpus: list[str] | None = None) -> Pr
         show_progress=False,
     )
     tokenizer.train_from_iterator((corpus or CORPUS) * 4, trainer)
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
+    )
     bos = SPECIAL_TOKENS[0]
     add_bos = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), add_bos])
-    return cast(Any, PreTrainedTokenizerFast)(  # type: ignore[no-any-return]  # untyped in the library
+    fast: PreTrainedTokenizerFast = cast(Any, PreTrainedTokenizerFast)(
         tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token="<|eot_id|>",
@@ -82,11 +84,14 @@ def tiny_tokenizer(vocabulary: int = 512, corpus: list[str] | None = None) -> Pr
         chat_template=CHAT_TEMPLATE,
         model_input_names=["input_ids", "attention_mask"],
     )
+    return fast
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 64, layers: int = 2) -> LlamaForCausalLM:
     """Random weights (seed 0), tied embeddings, Llama-3 rope scaling."""
-    ends: Any = [tokenizer.convert_tokens_to_ids(text) for text in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
+    ends: Any = [
+        tokenizer.convert_tokens_to_ids(text) for text in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+    ]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -111,7 +116,9 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 64, layers: int
     )
     torch.manual_seed(0)
     model: LlamaForCausalLM = cast(Any, LlamaForCausalLM)(config)
-    model.generation_config = cast(Any, GenerationConfig)(bos_token_id=tokenizer.bos_token_id, eos_token_id=ends)
+    model.generation_config = cast(Any, GenerationConfig)(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends
+    )
     return model
 
 

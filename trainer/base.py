@@ -1,0 +1,131 @@
+"""The base model's folder: found or downloaded, identified, and completed with the frozen template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainError
+from trainer.runs import Run, sha256_file
+from trainer.template import Template
+
+WEIGHTS = "*.safetensors"
+FILES = [WEIGHTS, "*.json", "*.jinja", "tokenizer.model"]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+
+
+def resolve(run: Run) -> Path:
+    """The folder of the run's base model; a hub name is looked up in the cache and downloaded if needed.
+
+    Raises:
+        TrainError: unknown, unreachable, or without configuration and safetensors weights.
+        DiskError: the download does not fit.
+    """
+    name = run.task.base_path()
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _from_hub(run, name)
+    for pattern in ("config.json", WEIGHTS):
+        if not any(folder.glob(pattern)):
+            raise TrainError(
+                f"student.base is {run.task.settings.student.base!r}, whose folder {folder} holds no {pattern}; "
+                "give a folder or hub name with a model in the Hugging Face layout, in safetensors"
+            )
+    return folder
+
+
+def sha256(folder: Path) -> str:
+    """Identity of a model: the hash over the names and contents of its configuration, tokenizer and weights."""
+    files = sorted({file for pattern in FILES for file in folder.glob(pattern)})
+    return hashlib.sha256(
+        "".join(f"{file.name}:{sha256_file(file)}\n" for file in files).encode()
+    ).hexdigest()
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the weights on the disk."""
+    return sum(file.stat().st_size for file in folder.glob(WEIGHTS))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Homestill and of the packages that a stage's outcome depends on."""
+    return {package: version(package) for package in ("homestill", *packages)}
+
+
+def offline(environment: Mapping[str, str]) -> bool:
+    """Whether hubs are switched off."""
+    names = ("HOMESTILL_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(environment.get(name, "").lower() in {"1", "true", "yes", "on"} for name in names)
+
+
+def complete(folder: Path, base: Path, template: Template) -> None:
+    """Put the base's tokenizer, the frozen template and the older configuration keys into a model's folder.
+
+    transformers 5 writes rope_parameters and dtype; what reads only transformers 4's keys (Ollama's own
+    importer, older servers) finds rope_theta, rope_scaling and torch_dtype beside them.
+    """
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    (folder / "chat_template.jinja").write_text(template.jinja, encoding="utf-8")
+    _edit(folder / "tokenizer_config.json", {"chat_template": template.jinja}, _portable_class)
+    _edit(folder / "config.json", {}, _legacy_keys)
+    for file in folder.iterdir():
+        if not file.is_symlink():
+            file.chmod(0o644)  # safetensors writes 0600, which a server of another user could not read
+
+
+def _from_hub(run: Run, name: str) -> Path:
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+
+    cached = offline(run.environment)
+    try:
+        if not cached:
+            found = HfApi().model_info(name, files_metadata=True).siblings or []
+            wanted = [
+                file.size or 0 for file in found if any(Path(file.rfilename).match(each) for each in FILES)
+            ]
+            run.need_disk(sum(wanted), f"downloading {name}")
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=cached))
+    except (OSError, ValueError, httpx.HTTPError) as error:  # the hub's errors derive from these
+        where = "in the local cache (hubs are switched off)" if cached else "on the Hugging Face hub"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainError(
+            f"student.base is {name!r}, which is neither a folder of the task nor a model {where}: {reason}; "
+            "correct the name, set HF_TOKEN if it is gated, or give the folder of a model"
+        ) from error
+
+
+def _edit(path: Path, values: dict[str, Any], change: Any) -> None:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content | values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _portable_class(tokenizer: dict[str, Any]) -> None:
+    if tokenizer.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 4's name of the same class
+
+
+def _legacy_keys(config: dict[str, Any]) -> None:
+    rope = dict(config.get("rope_parameters") or {})
+    if rope:
+        config["rope_theta"] = rope.pop("rope_theta", 10000.0)
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = rope
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]
