@@ -15,9 +15,9 @@ import numpy as np
 
 from tests.tasks import row, write_task
 from trainer import certify, evaluate, task
-from trainer.local import Registration
 from trainer.program import load
 from trainer.runs import Home, Run, write_json, write_jsonl
+from trainer.runtimes.local import Registration
 from trainer.traces import Answer, Store
 
 TEACHER = "teacher-system"

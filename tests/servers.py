@@ -19,7 +19,9 @@ from starlette.routing import Route
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
     """Run an ASGI app on a free loopback port; gives its address without a trailing slash."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY on these
+    listening = socket.socket(
+        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio sets TCP_NODELAY on these
     listening.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
@@ -52,7 +54,9 @@ class PretendTeacher:
         self.asked.append(prompt)
         self.arrived.release()
         if self.failures:
-            return JSONResponse({"error": {"message": "not now", "type": "x"}}, self.failures.pop(0), {"retry-after": "0"})
+            return JSONResponse(
+                {"error": {"message": "not now", "type": "x"}}, self.failures.pop(0), {"retry-after": "0"}
+            )
         if self.hold:
             await asyncio.to_thread(self.hold.wait)
         number = int(prompt.split("word number ")[1].split()[0])
@@ -71,5 +75,3 @@ def completion(model: str, text: str) -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
     }
-
-

@@ -27,14 +27,14 @@ import dspy
 from trainer import errors, program, splits, task
 from trainer.data import Example
 from trainer.errors import HomestillError, TeacherError
-from trainer.optimize import optimize
-from trainer.prices import Ledger
 from trainer.process import module, on_parent_death
 from trainer.program import Program
 from trainer.progress import progress
-from trainer.quote import Quote, quote
 from trainer.runs import Home, Run, read_json, sha256_json, write_json
-from trainer.teacher import offline, open_ledger, teacher_lm
+from trainer.teacher.client import offline, open_ledger, teacher_lm
+from trainer.teacher.optimize import optimize
+from trainer.teacher.prices import Ledger
+from trainer.teacher.quote import Quote, quote
 from trainer.traces import Answer, Store
 
 MAX_FAILED_AT_START = 10

@@ -19,14 +19,14 @@ import numpy as np
 from serve import confidence
 from serve.confidence import Field, LocalAnswer, Neighbours
 from serve.fingerprint import fingerprint, fixed_parts, query
-from trainer import certificate, fit, hybrid
 from trainer import program as programs
-from trainer.certificate import Certificate
 from trainer.errors import EvaluateError
-from trainer.fit import Fitted
-from trainer.hybrid import Rows
 from trainer.program import ADAPTER, Predictor
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
+from trainer.statistics import certificate, fit, hybrid
+from trainer.statistics.certificate import Certificate
+from trainer.statistics.fit import Fitted
+from trainer.statistics.hybrid import Rows
 from trainer.traces import Answer
 
 VERSION = 1

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.errors import ExportError
 from trainer.runs import Home, free_bytes
-from trainer.teacher import offline
+from trainer.teacher.client import offline
 
 State = Literal["ok", "note", "missing"]
 LOW_DISK = 10e9
@@ -27,10 +28,10 @@ class Finding:
 
 def examine(home: Home, environment: Mapping[str, str]) -> list[Finding]:
     """Look at the software, the accelerator, the runtime, the disk and the teacher's key."""
-    return [*_software(), _gpu(), *_runtime(environment), _disk(home), _teacher(environment)]
+    return [*_software(environment), _gpu(), *_runtime(environment), _disk(home), _teacher(environment)]
 
 
-def _software() -> Iterator[Finding]:
+def _software(environment: Mapping[str, str]) -> Iterator[Finding]:
     from trainer.export import converter
 
     for package in ("dspy", "torch", "transformers", "trl", "peft", "llama-cpp-python"):
@@ -38,14 +39,10 @@ def _software() -> Iterator[Finding]:
             yield Finding(package, "ok", importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, "missing", "not installed; run scripts/install")
-    found = converter()
-    yield (
-        Finding("converter", "ok", str(found))
-        if found
-        else Finding(
-            "converter", "missing", "llama.cpp's convert_hf_to_gguf.py is not there; run scripts/install"
-        )
-    )
+    try:
+        yield Finding("converter", "ok", str(converter(environment)))
+    except ExportError as error:
+        yield Finding("converter", "missing", str(error))
 
 
 def _gpu() -> Finding:
@@ -69,7 +66,7 @@ def _gpu() -> Finding:
 
 
 def _runtime(environment: Mapping[str, str]) -> Iterator[Finding]:
-    from trainer.runtime import describe
+    from trainer.runtimes.choice import describe
 
     kind, state, text = describe(environment)
     yield Finding(f"runtime: {kind}", state, text)

@@ -20,13 +20,13 @@ from trainer import program as programs
 from trainer.data import Example
 from trainer.errors import EvaluateError
 from trainer.lm import Endpoint, local_lm
-from trainer.local import Registration
 from trainer.program import Program
 from trainer.progress import progress
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
-from trainer.runtime import runtime
-from trainer.scores import Interval, mean_interval, ratio_interval
-from trainer.teacher import open_ledger, teacher_lm
+from trainer.runtimes.choice import runtime
+from trainer.runtimes.local import Registration
+from trainer.statistics.scores import Interval, mean_interval, ratio_interval
+from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.traces import Answer, Store
 
 Ask = Callable[[Example], Answer]

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import base as bases
 from trainer import child, process
+from trainer.conversion.check import faults
 from trainer.errors import ExportError
-from trainer.gguf_check import faults
 from trainer.progress import Advance, progress
 from trainer.runs import Run, sha256_file, sha256_json, write_json
 from trainer.template import Template
+from trainer.training import base as bases
 
 SCRIPT = "convert_hf_to_gguf.py"
 PACKAGES = ("llama-cpp-python", "gguf", "transformers")
@@ -120,12 +120,12 @@ class _Maker:
         """
         seconds = 600 + bases.weight_bytes(model) / 2_000_000  # a slow disk at 2 MB/s
         half = self._work / "f16.gguf"
-        self._run("trainer.convert", self._llama_cpp, model, half, timeout=seconds)
+        self._run("trainer.conversion.convert", self._llama_cpp, model, half, timeout=seconds)
         self._advance(1, "converted")
         made = half
         if self._kind != "f16":
             made = self._work / f"{self._kind}.gguf"
-            self._run("trainer.quantise", half, made, self._kind, timeout=seconds)
+            self._run("trainer.conversion.quantise", half, made, self._kind, timeout=seconds)
             half.unlink()
         found = faults(made, model, self._template)
         if found:

@@ -1,13 +1,12 @@
 """DSPy language models that write down what they are asked, what they answer and what it costs.
 
 DSPy calls an *engine* once per attempt with a canonical request. Ours stand between a program and
-the real client: `Recorder` keeps every call of the running example, `Teacher` also pays, stores and
-replays, so that the same call is never bought twice.
+the real client: `Recorder` keeps every call of the running example; `trainer.teacher.engine` also pays,
+stores and replays.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import dspy
-from dspy._vendor.lm15.serde import request_to_dict, response_from_dict, response_to_dict
 from dspy.lm15 import Request, Response
 
 from trainer.errors import TeacherError
-from trainer.prices import Ledger
-from trainer.runs import sha256_json
-from trainer.traces import Store, Trace
 
 LOCAL_TIMEOUT_S = 600.0
 TOP_LOGPROBS = 5
@@ -78,92 +73,10 @@ class Recorder:
         started = self._clock()
         response: Response = self._inner(request)
         opened = current_session()
-        opened.calls.append(_call(opened.caller(), request, response, (self._clock() - started) * 1000, 0.0))
-        return response
-
-
-class Teacher:
-    """An engine that replays what was bought before and buys the rest, within the budget."""
-
-    def __init__(
-        self,
-        make_client: Callable[[], dspy.LM],
-        store: Store,
-        ledger: Ledger,
-        identity: Mapping[str, Any],
-        *,
-        stopping: threading.Event | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        """
-        Args:
-            make_client: makes the real client, at the first call that has to be bought.
-            identity: task, program, teacher, stand_in and purpose of the traces.
-            stopping: once set, no further call is bought.
-        """
-        self._make_client = make_client
-        self._store = store
-        self._ledger = ledger
-        self._identity = identity
-        self._stopping = stopping or threading.Event()
-        self._clock = clock
-        self._client: dspy.LM | None = None
-        self._lock = threading.Lock()
-
-    def complete(self, request: Request) -> Response:
-        opened = current_session()
-        trace = self._store.trace(self._key(opened, request)) or self._buy(opened, request)
-        response: Response = response_from_dict(trace.response)
-        opened.traces.append(trace.id)
-        opened.calls.append(_call(trace.predictor, request, response, trace.latency_ms, trace.cost_usd))
-        return response
-
-    def _key(self, opened: Session, request: Request) -> str:
-        """A call's identity: whose it is, what is asked, and how often that was asked before it."""
-        asked = request_to_dict(request)
-        predictor = opened.caller()
-        who = {key: self._identity[key] for key in ("task", "teacher", "stand_in", "purpose")}
-        before = opened.traces
-        for repeat in range(len(before) + 1):
-            key = sha256_json([who, opened.example, predictor, asked, repeat])
-            if key not in before:
-                return key
-        raise AssertionError("a session holds fewer repeats than calls")
-
-    def _buy(self, opened: Session, request: Request) -> Trace:
-        if self._stopping.is_set():
-            raise TeacherError("the run is being stopped; run the same command again to go on")
-        messages = openai_messages(request)
-        with self._ledger.reserved(messages, request.config.max_tokens) as bill:
-            started = self._clock()
-            response = self._real_client()(request)
-            latency = (self._clock() - started) * 1000
-            usage = bill.settle(response.usage.input_tokens, response.usage.output_tokens)
-        trace = Trace(
-            id=self._key(opened, request),
-            task=self._identity["task"],
-            example=opened.example,
-            predictor=opened.caller(),
-            purpose=self._identity["purpose"],
-            program=self._identity["program"],
-            teacher=self._identity["teacher"],
-            stand_in=self._identity["stand_in"],
-            messages=messages,
-            completion=response.text or "",
-            response=response_to_dict(response),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cost_usd=usage.cost_usd,
-            latency_ms=latency,
+        opened.calls.append(
+            call_record(opened.caller(), request, response, (self._clock() - started) * 1000, 0.0)
         )
-        self._store.add_trace(trace)
-        return trace
-
-    def _real_client(self) -> dspy.LM:
-        with self._lock:
-            if self._client is None:
-                self._client = self._make_client()
-            return self._client
+        return response
 
 
 def local_lm(endpoint: Endpoint, max_tokens: int) -> dspy.LM:
@@ -204,7 +117,7 @@ def _text(parts: Any) -> str:
     return "".join(part.text for part in parts)
 
 
-def _call(
+def call_record(
     predictor: str, request: Request, response: Response, latency_ms: float, cost_usd: float
 ) -> dict[str, Any]:
     return {

@@ -16,8 +16,10 @@ from trainer import program as programs
 from trainer.data import Example
 from trainer.errors import RegisterError
 from trainer.lm import session
-from trainer.local import Chat, LocalModel, Registration, Runtime
-from trainer.parity import (
+from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
+from trainer.runtimes.choice import choice, launch, runtime
+from trainer.runtimes.local import Chat, LocalModel, Registration, Runtime
+from trainer.runtimes.parity import (
     Answered,
     Parity,
     Prompt,
@@ -28,9 +30,7 @@ from trainer.parity import (
     equal_share,
     rendered_as_trained,
 )
-from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
-from trainer.runtime import choice, launch, runtime
-from trainer.teacher import open_ledger, teacher_lm
+from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.template import Template
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ class _Replay:
         answers = folder / "sixteen_bit.json"
         if not answers.is_file():
             write_json(folder / "sixteen_bit_request.json", self._request())
-            command = process.module("trainer.sixteen_bit", folder / "sixteen_bit_request.json", answers)
+            command = process.module(
+                "trainer.runtimes.sixteen_bit", folder / "sixteen_bit_request.json", answers
+            )
             environment = {**self.run.environment, **process.QUIET, **process.OFFLINE}
             done = process.run(command, timeout=REPLAY_TIMEOUT_S, environment=environment)
             if done.code:

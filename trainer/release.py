@@ -21,14 +21,14 @@ import yaml
 
 from serve import release as releases
 from serve.release import Manifest, Release, ReleaseInvalid
-from trainer import report, verdict
 from trainer.errors import ReleaseError, TeacherError
-from trainer.manifest import SPLITS, split_file
-from trainer.manifest import manifest as make_manifest
-from trainer.parity import ALLOWED_DROP
-from trainer.prices import price_of
+from trainer.reporting import report, verdict
+from trainer.reporting.manifest import SPLITS, split_file
+from trainer.reporting.manifest import manifest as make_manifest
 from trainer.runs import Home, Run, read_json, sha256_file, write_json, write_text
-from trainer.scores import Interval, difference_interval
+from trainer.runtimes.parity import ALLOWED_DROP
+from trainer.statistics.scores import Interval, difference_interval
+from trainer.teacher.prices import price_of
 
 VERSION = 1
 """Raise it when the same inputs shall make another release."""

@@ -17,14 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import base as bases
 from trainer import child, process
-from trainer.checkpoints import last_checkpoint
 from trainer.errors import TrainError
 from trainer.progress import Advance, progress
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from trainer.settings import TrainSettings
 from trainer.template import Template
+from trainer.training import base as bases
+from trainer.training.checkpoints import last_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,9 +84,11 @@ def run(run: Run) -> None:
         done = int(last.name.rpartition("-")[2]) if last else 0
         with progress("training", spec["steps"], done) as advance:
             _run_child(
-                "trainer.train_child", work, environment, folder / "train.log", _Reporter(advance, done)
+                "trainer.training.loop", work, environment, folder / "train.log", _Reporter(advance, done)
             )
-    _run_child("trainer.merge", work, environment, folder / "train.log", _Reporter(lambda *_: None, 0))
+    _run_child(
+        "trainer.training.merge", work, environment, folder / "train.log", _Reporter(lambda *_: None, 0)
+    )
     _adopt(work / "merged", folder / "model")
     if spec["method"] == "lora":
         shutil.copytree(

@@ -17,8 +17,8 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 from trainer import evaluate, task
 from trainer.errors import EvaluateError, RuntimeUnavailable
 from trainer.lm import Endpoint, Recorder, openai_messages
-from trainer.local import Registration
 from trainer.runs import Home, Run, read_json, write_json, write_jsonl
+from trainer.runtimes.local import Registration
 from trainer.traces import Answer, Store
 
 PROGRAM = """

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import tiny_base
 from tests.tiny_run import tiny_run
-from trainer import base as bases
 from trainer import export
-from trainer.convert import LLAMA3_SPLIT, splits_like_llama3
+from trainer.conversion.check import faults
+from trainer.conversion.convert import LLAMA3_SPLIT, splits_like_llama3
 from trainer.errors import DiskError, ExportError
-from trainer.gguf_check import faults
 from trainer.runs import Run, read_json, sha256_file, write_json
 from trainer.template import GOLDEN, Template
+from trainer.training import base as bases
 
 
 def untrained_run(root: Path, *, hidden: int = 64, quantize: str = "q8_0", **options: Any) -> Run:

@@ -22,10 +22,10 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from trainer import register, task
 from trainer.data import example_id
 from trainer.errors import RegisterError, RuntimeUnavailable
-from trainer.local import Chat, Kind, LocalModel, Messages, Registration, Rendered
-from trainer.ollama import Ollama
 from trainer.runs import Home, Run, read_json, sha256_file, write_json, write_jsonl
-from trainer.runtime import EmbeddedRuntime, ServerRuntime, choice, describe, runtime
+from trainer.runtimes.choice import EmbeddedRuntime, ServerRuntime, choice, describe, runtime
+from trainer.runtimes.local import Chat, Kind, LocalModel, Messages, Registration, Rendered
+from trainer.runtimes.ollama import Ollama
 from trainer.template import Template
 from trainer.traces import Answer, Store
 

@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import tiny_tokenizer
 from tests.tiny_run import conversations, tiny_run
-from trainer import checkpoints, train, train_child
-from trainer.batches import ByLength, collate, split_step
+from trainer import train
 from trainer.errors import DiskError, TrainError
 from trainer.runs import Run, read_json, read_jsonl, write_json, write_jsonl
 from trainer.settings import TrainSettings
 from trainer.template import IGNORED, Template
+from trainer.training import checkpoints, loop
+from trainer.training.batches import ByLength, collate, split_step
 
 KILLED = "epochs: 12, eval_steps: 7, dropout: 0.1, learning_rate: 0.01"
 """108 steps; the test kills in about the 40th."""
@@ -161,7 +162,7 @@ def test_full_training_stops_early_and_keeps_the_best_weights(tmp_path: Path) ->
         tmp_path, method="full", train="epochs: 40, eval_steps: 2, patience: 2, learning_rate: 0.5"
     )
     spec, work = spec_of(run)
-    result = train_child.train(spec, work)
+    result = loop.train(spec, work)
     assert result["stopped_early"]
     assert result["steps"] == result["best_step"] + 4
     assert result["trainable_parameters"] == result["parameters"]
@@ -169,7 +170,7 @@ def test_full_training_stops_early_and_keeps_the_best_weights(tmp_path: Path) ->
     best = load_file(work / "checkpoints" / f"checkpoint-{result['best_step']}" / "model.safetensors")
     assert all(torch.equal(kept[name], best[name]) for name in best)
     # killed before the result was written: nothing is trained again
-    assert train_child.train(spec, work) == result
+    assert loop.train(spec, work) == result
 
 
 def test_rows_of_an_example_stay_together_and_long_ones_are_counted() -> None:
@@ -281,7 +282,7 @@ def test_a_failed_training_names_its_last_line_and_log(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     config = tmp_path / "task" / "base" / "config.json"
     write_json(config, json.loads(config.read_text()) | {"hidden_size": 128})
-    with pytest.raises(TrainError, match=r"trainer.train_child ended with code 1: .*train\.log"):
+    with pytest.raises(TrainError, match=r"trainer.training.loop ended with code 1: .*train\.log"):
         train.run(run)
     assert not (run.folder / "train" / "summary.json").exists()
 

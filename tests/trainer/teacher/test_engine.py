@@ -1,0 +1,116 @@
+"""The engines between a program and a model: calls are recorded, bought once and replayed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Message, Request, Response, Usage
+
+from trainer.errors import BudgetError, TeacherError
+from trainer.lm import session
+from trainer.settings import Price
+from trainer.teacher.engine import Teacher
+from trainer.teacher.prices import Ledger
+from trainer.traces import Store
+
+
+class Counted:
+    """An engine in place of the provider."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.usage = Usage(input_tokens=1_000_000, output_tokens=0)
+
+    def complete(self, request: Request) -> Response:
+        self.requests.append(request)
+        said = Message.assistant(f"answer {len(self.requests)}")
+        return Response(id=None, model=request.model, message=said, finish_reason="stop", usage=self.usage)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(f"sqlite:///{tmp_path / 'traces.db'}")
+    yield opened
+    opened.close()
+
+
+def teacher(
+    store: Store, provider: Counted, budget: float = 100, stopping: threading.Event | None = None
+) -> dspy.LM:
+    identity = {"task": "t", "program": "p", "teacher": "m/x", "stand_in": False, "purpose": "capture"}
+    ledger = Ledger(Price(input=1, output=1), budget, store.spent("t"))
+    engine = Teacher(
+        lambda: dspy.LM("m/x", engine=provider, cache=False, num_retries=0),
+        store,
+        ledger,
+        identity,
+        stopping=stopping,
+    )
+    return dspy.LM("m/x", engine=engine, cache=False, num_retries=0, max_tokens=10)
+
+
+def ask(lm: dspy.LM, example: str, *questions: str) -> list[dict[str, Any]]:
+    with session(example, {}) as opened:
+        for question in questions:
+            lm(question)
+    return opened.calls
+
+
+def test_a_call_is_bought_once_and_replayed_by_another_process(store: Store) -> None:
+    provider = Counted()
+    first = ask(teacher(store, provider), "a", "hello")
+    again = ask(teacher(store, provider), "a", "hello")
+    assert first == again
+    assert len(provider.requests) == 1
+    assert store.spent("t") == pytest.approx(1.0)
+
+
+def test_the_same_question_twice_in_one_example_is_two_calls(store: Store) -> None:
+    provider = Counted()
+    calls = ask(teacher(store, provider), "a", "hello", "hello")
+    assert [call["completion"] for call in calls] == ["answer 1", "answer 2"]
+    assert ask(teacher(store, provider), "a", "hello", "hello") == calls
+    assert len(provider.requests) == 2
+
+
+def test_another_example_or_another_question_is_another_call(store: Store) -> None:
+    provider = Counted()
+    ask(teacher(store, provider), "a", "hello", "bye")
+    ask(teacher(store, provider), "b", "hello")
+    assert len(provider.requests) == 3
+
+
+def test_budget_counts_what_other_processes_spent(store: Store) -> None:
+    provider = Counted()
+    ask(teacher(store, provider, budget=1.5), "a", "hello")
+    provider.usage = Usage(input_tokens=600_000, output_tokens=0)
+    ask(teacher(store, provider, budget=1.5), "b", "hello")
+    with pytest.raises(Exception, match="budget_usd") as caught:
+        ask(teacher(store, provider, budget=1.5), "c", "hello")
+    assert isinstance(caught.value.__cause__, BudgetError)
+    assert len(provider.requests) == 2
+
+
+def test_once_stopping_nothing_is_bought_but_what_is_stored_is_replayed(store: Store) -> None:
+    provider, stopping = Counted(), threading.Event()
+    lm = teacher(store, provider, stopping=stopping)
+    ask(lm, "a", "hello")
+    stopping.set()
+    assert len(ask(lm, "a", "hello")) == 1
+    with pytest.raises(Exception, match="being stopped") as caught:
+        ask(lm, "b", "hello")
+    assert isinstance(caught.value.__cause__, TeacherError)
+
+
+def test_uncounted_tokens_are_billed_at_the_worst_case(store: Store) -> None:
+    provider = Counted()
+    provider.usage = Usage()
+    (call,) = ask(teacher(store, provider), "a", "hello")
+    trace_cost = store.spent("t")
+    assert trace_cost == pytest.approx((len("hello") + 8 + 10) / 1e6)
+    assert call["cost_usd"] == trace_cost

@@ -1,0 +1,1 @@
+"""What the export stage does: convert, quantise, check."""

@@ -1,0 +1,1 @@
+"""What a release tells people: manifest, verdict, charts, report."""

@@ -1,0 +1,1 @@
+"""Where local models run, and the proof that they run as they were trained."""

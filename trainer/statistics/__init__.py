@@ -1,0 +1,1 @@
+"""The arithmetic of evaluation and certification: no files, no models."""

@@ -1,0 +1,1 @@
+"""The teacher: its client, its prices, what it will cost, and its prompts' optimisation."""
