@@ -93,6 +93,8 @@ def run(
     ],
 ) -> None:
     """Run all stages that are not up to date, from capture to release. Stop it at any time and run it again."""
+    from trainer import preflight
+
     if until not in pipeline.ORDER:
         raise typer.BadParameter(
             f"{until!r} is no stage; use one of {', '.join(pipeline.ORDER)}", param_hint="--until"
@@ -102,6 +104,8 @@ def run(
             _quote(here)
             return
         names = pipeline.ORDER[: pipeline.ORDER.index(until) + 1]
+        if "train" in names and pipeline.status(here.folder)["capture"] != "done":
+            preflight.check(here)
         done = pipeline.execute(here, map(pipeline.stage, names))
         if not done:
             out.print("nothing to do: every stage is up to date", highlight=False)

@@ -3,6 +3,7 @@
 HomestillError                exit code 1; the message is value, rule, remedy
 ├── TaskError                 task.yaml, program or metric; collects all faults at once
 ├── DataError                 the task's data files; collects all bad rows at once
+├── PreflightError            something that a later stage needs is missing; nothing was spent
 ├── TeacherError              the teacher cannot be reached or refuses
 │   └── BudgetError           the next call would pass teacher.budget_usd
 ├── CurateError               too little, or nothing learnable, is left to train on
@@ -41,6 +42,10 @@ class TaskError(FaultsError):
 
 class DataError(FaultsError):
     """Faults in the data files, each with its file and line."""
+
+
+class PreflightError(FaultsError):
+    """What later stages need is missing; found before anything was paid for."""
 
 
 class TeacherError(HomestillError):

@@ -190,7 +190,7 @@ def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: s
         example=example.id,
         role=role,
         task=program.task.name,
-        outputs=to_jsonable_python(dict(prediction.items()), fallback=str) if prediction is not None else {},
+        outputs=_outputs(prediction),
         score=score,
         latency_ms=round(sum(call["latency_ms"] for call in calls) if role == "teacher" else elapsed, 3),
         prompt_tokens=sum(call["prompt_tokens"] for call in calls),
@@ -201,6 +201,14 @@ def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: s
         strict_score=strict,
     )
     return record, opened
+
+
+def _outputs(prediction: dspy.Prediction | None) -> dict[str, Any]:
+    """The program's outputs as JSON holds them; DSPy puts the log-probabilities beside them, which are none."""
+    values = {} if prediction is None else {**prediction}
+    values.pop("logprobs", None)
+    found: dict[str, Any] = to_jsonable_python(values, fallback=str)
+    return found
 
 
 def _attribute(task: Task, key: Literal["program", "metric"]) -> Any:
