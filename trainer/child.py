@@ -19,9 +19,7 @@ Report = Callable[[dict[str, Any]], None]
 def environment(parent: Mapping[str, str]) -> dict[str, str]:
     """What a child gets: the parent's environment, quiet, without the network, on one GPU."""
     one_gpu = {"CUDA_VISIBLE_DEVICES": parent.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
-    # threads that spin while they wait make a shared machine several times slower
-    waiting = {"OMP_WAIT_POLICY": parent.get("OMP_WAIT_POLICY", "PASSIVE")}
-    return {**parent, **process.QUIET, **process.OFFLINE, **one_gpu, **waiting}
+    return {**parent, **process.QUIET, **process.OFFLINE, **one_gpu}
 
 
 def run(

@@ -14,7 +14,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFL
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",  # importing litellm asks the network otherwise
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take ten times as long on a busy machine
+    "GOMP_SPINCOUNT": "10000",  # threads that spin while they wait take ten times as long on a busy machine
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_DISABLED": "true",
 }
