@@ -310,7 +310,7 @@ def main() -> None:
     given = arguments()
     settings = Settings(given.latency_ms / 1000, given.mistakes, given.fail_every, given.fail_status)
     teacher = Teacher(Answers.read(given.answers, given.inputs), settings)
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio: TCP_NODELAY
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", given.port))
     listener.listen(1024)
