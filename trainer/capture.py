@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,6 @@ def run(run: Run) -> None:
     """Capture in a child process and wait for it; its errors are raised here."""
     folder = run.stage("capture")
     failed = folder / "error.json"
-    failed.unlink(missing_ok=True)
     command = module("trainer.capture", run.task.folder, run.folder, str(run.concurrency or 0))
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, env=dict(run.environment), start_new_session=True, cwd=Path.cwd()
@@ -76,7 +75,7 @@ def run(run: Run) -> None:
         child.stdin.close()  # tells it to finish what is on its way, and to stop
         child.wait()
         raise
-    if failed.is_file():
+    if code != 0 and failed.is_file():
         raise _error(read_json(failed))
     if code != 0:
         raise TeacherError(
@@ -91,29 +90,35 @@ def estimate(run: Run) -> Quote:
     done = run.store.answers(system_of(run, loaded))
     rows = assignment.examples()
     missing = [example for example in rows if example.id not in done]
-    return quote(loaded, missing, list(done.values()))
+    optimizes = run.task.settings.teacher.optimizer != "none" and _saved_program(run) is None
+    return quote(loaded, missing, list(done.values()), optimizes=optimizes)
 
 
 def system_of(run: Run, loaded: Program) -> str:
     """Identity of the teacher with this program, under which its answers are stored."""
     teacher = run.task.settings.teacher
     sampling = [teacher.temperature, teacher.max_tokens]
-    return sha256_json(["teacher", run.task.name, teacher.model, teacher.stand_in, loaded.hash, sampling])
+    asked = [
+        loaded.hash,
+        run.task.data_sha256,
+        sampling,
+    ]  # a corrected label is judged anew, from stored calls
+    return sha256_json(["teacher", run.task.name, teacher.model, teacher.stand_in, asked])
 
 
 def work(run: Run, stopping: threading.Event) -> None:
     """Optimize the prompts if asked, answer every example, write program.json and summary.json."""
     assignment = splits.assigned(run.task)
     ledger = open_ledger(run)
+    rows = assignment.examples()
+    price = None if offline(run.environment) else estimate(run)
+    if price and price.calls:
+        log.warning("capture: %s (budget $%g)", price.sentence(), run.task.settings.teacher.budget_usd)
+        log.warning("%s", TERMS)
     loaded = _optimized(run, assignment, ledger, stopping)
     system = system_of(run, loaded)
     done = run.store.answers(system)
-    rows = assignment.examples()
     missing = [example for example in rows if example.id not in done]
-    price = None if offline(run.environment) else quote(loaded, missing, list(done.values()))
-    if missing and price:
-        log.warning("capture: %s (budget $%g)", price.sentence(), run.task.settings.teacher.budget_usd)
-        log.warning("%s", TERMS)
     lm = teacher_lm(run, loaded.hash, "capture", ledger, stopping=stopping)
     workers = run.concurrency or run.task.settings.teacher.concurrency
     with progress("capture", len(rows), len(done)) as advance:
@@ -134,6 +139,8 @@ def _optimized(run: Run, assignment: splits.Assignment, ledger: Ledger, stopping
     if saved is None:
         lm = teacher_lm(run, plain.hash, "optimize", ledger, stopping=stopping)
         state = optimize(program.load(run.task, judge=judge), lm, assignment.splits["train"])
+        if ledger.refused:  # optimizers swallow errors; what they made of the rest is not what was asked for
+            raise ledger.refused
         write_json(run.stage("capture") / "program.json", state)
     return program.load(run.task, run.stage("capture") / "program.json", judge)
 
@@ -212,8 +219,8 @@ def _error(found: dict[str, Any]) -> HomestillError:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until the capturing process of a killed run has stored what was on its way."""
-    with open(folder / ".lock", "a", encoding="utf-8") as lock:
+    """Wait until the capturing process of a killed run, of this task, has stored what was on its way."""
+    with open(folder / ".capture.lock", "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -228,19 +235,16 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stopping = threading.Event()
     on_parent_death(stopping.set)
-    home = Home.from_environment(os.environ)
-    store = Store.open(home.database_url)
-    here = Run(task.load(task_folder), home, store, run_folder, concurrency=concurrency or None)
-    try:
-        with _alone(here.stage("capture")):
-            work(here, stopping)
-    except HomestillError as error:
-        write_json(
-            here.stage("capture") / "error.json", {"kind": type(error).__name__, "message": str(error)}
-        )
-        return error.exit_code
-    finally:
-        store.close()
+    failed = run_folder / "capture" / "error.json"
+    with _alone(run_folder.parent):
+        failed.unlink(missing_ok=True)  # of the process waited for
+        try:
+            loaded, home = task.load(task_folder), Home.from_environment(os.environ)
+            with closing(Store.open(home.database_url)) as store:
+                work(Run(loaded, home, store, run_folder, concurrency=concurrency or None), stopping)
+        except HomestillError as error:
+            write_json(failed, {"kind": type(error).__name__, "message": str(error)})
+            return error.exit_code
     return 0
 
 

@@ -47,6 +47,9 @@ def _opened(folder: Path, *, force: bool = False, concurrency: int | None = None
     store = Store.open(home.database_url)
     try:
         yield pipeline.open_run(loaded, home, store, os.environ, force=force, concurrency=concurrency)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here", highlight=False)
+        raise
     finally:
         store.close()
 
@@ -231,6 +234,6 @@ def main() -> None:
         for line in str(error).splitlines():
             err.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here", highlight=False)
-        sys.exit(130)
+    except OSError as error:
+        err.print(f"[red]error:[/] {escape(f'{error.filename or error}: {error.strerror}')}", highlight=False)
+        sys.exit(1)

@@ -12,12 +12,11 @@ from trainer.data import Example
 from trainer.errors import CurateError
 from trainer.runs import Run, read_json, sha256_file, write_json, write_jsonl
 from trainer.settings import CurateSettings
-from trainer.splits import assigned
+from trainer.splits import MIN_SEALED, assigned
 from trainer.traces import Answer
 
 REPEATED_GRAM = 4
 MIN_TEACHER_SCORE = 0.5
-MIN_SEALED = 30
 log = logging.getLogger("homestill.curate")
 
 
@@ -40,6 +39,10 @@ def run(run: Run) -> None:
     folder = run.stage("curate")
     assignment = assigned(run.task)
     answers = run.store.answers(read_json(run.folder / "capture" / "summary.json")["system"])
+    if unanswered := [example.id for example in assignment.examples() if example.id not in answers]:
+        raise CurateError(
+            f"{len(unanswered)} examples have no stored answer; run capture again, nothing is paid twice"
+        )
     dropped = Counter({reason: len(ids) for reason, ids in assignment.dropped.items()})
     kept: list[Example] = []
     for example in assignment.splits["train"]:

@@ -62,7 +62,11 @@ def example_id(values: Mapping[str, Any], inputs: list[str]) -> str:
 
 
 def _row_fault(row: dict[str, Any], inputs: list[str]) -> str | None:
-    missing = [name for name in inputs if row.get(name) is None or row[name] == ""]
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"holds a value that JSON cannot ({error}); write text, numbers or lists of them"
+    missing = [name for name in inputs if row.get(name) is None or row[name] == "" or row[name] != row[name]]
     if missing:
         return f"no value for input {', '.join(missing)}; the row has {', '.join(row) or 'no fields'}"
     return None
@@ -77,14 +81,14 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with open(file, encoding="utf-8") as lines:
+    with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, f"not JSON: {error.msg} at column {error.colno}; write one JSON object a line"
+            except ValueError as error:
+                yield number, f"not JSON: {error}; write one JSON object a line"
                 continue
             yield (
                 number,
@@ -96,6 +100,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     with open(file, encoding="utf-8-sig", newline="") as lines:
+        csv.field_size_limit(2**31 - 1)
         reader = csv.DictReader(lines, strict=True)
         try:
             for row in reader:
@@ -113,11 +118,11 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
+        rows = parquet.read_table(file).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         yield 0, f"not Parquet: {error}; write it again"
         return
-    yield from enumerate(table.to_pylist(), 1)
+    yield from enumerate(rows, 1)
 
 
 READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -251,6 +251,7 @@ def _identity(run: Run, role: str) -> str:
             "name": registration.name,  # holds template, stops and context
             "runtime": [registration.runtime, _runtime_version(registration)],
             "program": _captured(run)["program"],
+            "data": run.task.data_sha256,  # a corrected label is judged anew
             "sampling": {
                 "temperature": 0.0,
                 "max_tokens": student.max_tokens,

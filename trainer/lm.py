@@ -41,6 +41,8 @@ class Session:
     """Name of each predictor of the program, by `id`."""
     calls: list[dict[str, Any]] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
+    refused: Exception | None = None
+    """A call that the teacher could not be asked, even where the program went on without it."""
 
     def caller(self) -> str:
         """Name of the predictor that is calling, or `judge` where a metric or an optimizer asks."""

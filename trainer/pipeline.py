@@ -148,9 +148,17 @@ def _link_from_another_run(run: Run, name: str, fingerprint: str) -> bool:
     for other in run.folder.parent.iterdir():
         record = _record(other / name) if other != run.folder and other.is_dir() else {}
         if record.get("inputs") == fingerprint and record.get("done"):
-            skip = shutil.ignore_patterns(".lock")
+            skip = shutil.ignore_patterns(".lock", "stage.json")
             shutil.copytree(
-                other / name, run.folder / name, copy_function=os.link, dirs_exist_ok=True, ignore=skip
+                other / name, run.folder / name, copy_function=_link, dirs_exist_ok=True, ignore=skip
             )
+            write_json(run.folder / name / "stage.json", record)  # last: until then nothing counts as done
             return True
     return False
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

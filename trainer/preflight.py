@@ -6,6 +6,7 @@ from trainer.errors import ExportError, HomestillError, PreflightError
 from trainer.export import converter
 from trainer.runs import Run
 from trainer.runtimes.choice import describe
+from trainer.splits import MIN_SEALED, assigned
 from trainer.template import Template
 from trainer.training import base
 
@@ -21,6 +22,12 @@ def check(run: Run) -> None:
         _freeze(run)
     except HomestillError as error:
         faults += str(error).splitlines()
+    except (OSError, ValueError) as error:  # transformers on a folder without a usable tokenizer
+        faults.append(
+            f"student.base is {run.task.settings.student.base!r}: its tokenizer cannot be loaded ({error})"
+        )
+    if not run.force:
+        faults += _too_small(run)
     try:
         converter(run.environment)
     except ExportError as error:
@@ -30,6 +37,17 @@ def check(run: Run) -> None:
         faults.append(text)
     if faults:
         raise PreflightError([*faults, "nothing was asked of the teacher yet"])
+
+
+def _too_small(run: Run) -> list[str]:
+    """Splits that curate would refuse however good the answers were."""
+    sizes = {split: len(rows) for split, rows in assigned(run.task).splits.items()}
+    needed = {"train": run.task.settings.curate.min_examples, "calibrate": MIN_SEALED, "test": MIN_SEALED}
+    return [
+        f"the {split} split holds {sizes[split]} examples, {least} are needed; add data, or go on with --force"
+        for split, least in needed.items()
+        if sizes[split] < least
+    ]
 
 
 def _freeze(run: Run) -> None:

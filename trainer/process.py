@@ -63,7 +63,13 @@ def run(
 
 def module(name: str, *args: str | Path) -> list[str]:
     """The argument list that runs one of our own modules in a Python process of its own."""
-    return [sys.executable, "-m", name, *(str(arg) for arg in args)]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        name,
+        *(str(arg) for arg in args),
+    ]  # -P: never a module of the folder we are in
 
 
 def on_parent_death(action: Callable[[], None]) -> None:

@@ -177,6 +177,10 @@ def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: s
             fault = _brief(error)
         except LMError as error:
             raise _translated(error, failure) from error
+        except Exception as error:  # noqa: BLE001  the program's own code failed on this answer: it counts as wrong
+            fault = _brief(error)
+    if opened.refused:
+        raise _translated(opened.refused, failure) from opened.refused
     elapsed = (time.perf_counter() - started) * 1000
     calls = list(opened.calls)
     score, strict = 0.0, 0.0
@@ -249,7 +253,7 @@ def _labels(annotation: Any) -> tuple[str, ...]:
     return tuple(str(value) for value in get_args(annotation)) if get_origin(annotation) is Literal else ()
 
 
-def _translated(error: LMError, failure: type[HomestillError]) -> HomestillError:
+def _translated(error: Exception, failure: type[HomestillError]) -> HomestillError:
     """Ours for theirs; an error of ours that passed through DSPy comes out as itself."""
     cause: BaseException | None = error
     while cause is not None:

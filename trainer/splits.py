@@ -20,6 +20,8 @@ from trainer.task import Task
 SEALED_FIRST = ("test", "calibrate", "train")
 """Of two duplicates the one in the more sealed split is kept, so that training never sees a test row."""
 SHINGLE = 4
+MIN_SEALED = 30
+"""Examples without which calibrate or test say nothing."""
 
 
 @dataclass

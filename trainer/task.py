@@ -42,7 +42,7 @@ class Task:
 
     def base_path(self) -> str:
         """The base model: a folder's absolute path where it is one, else the hub's name."""
-        folder = self.folder / self.settings.student.base
+        folder = self.folder / Path(self.settings.student.base).expanduser()
         return str(folder.resolve()) if folder.is_dir() else self.settings.student.base
 
     @cached_property
@@ -61,9 +61,9 @@ class Task:
 
     @cached_property
     def code_sha256(self) -> str:
-        """Hash of the program's and the metric's source files."""
-        files = sorted({self.source("program")[0], self.source("metric")[0]})
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        """Hash of all Python files of the task's folder: the program may import any of them."""
+        files = {*self.folder.rglob("*.py"), self.source("program")[0], self.source("metric")[0]}
+        return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 def load(path: Path) -> Task:
@@ -78,7 +78,10 @@ def load(path: Path) -> Task:
     file = path / "task.yaml" if path.is_dir() or not path.suffix else path
     if not file.is_file():
         raise TaskError([f"{file} does not exist; write one with: homestill init {path}"])
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError([f"{file} cannot be read: {error}; save it as UTF-8 text"]) from None
     tree, lines, duplicates = _parse(file, text)
     faults = duplicates
     settings: TaskSettings | None = None
@@ -110,7 +113,7 @@ def _parse(file: Path, text: str) -> tuple[Any, dict[Location, int], list[str]]:
         raise TaskError(
             [f"{file.name}:{line}: not YAML: {error.problem}; mend the line (indent with spaces)"]
         ) from None
-    except ValueError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise TaskError([f"{file.name}: not YAML: {error}; write dates and numbers as YAML does"]) from None
     if not isinstance(tree, dict):
         raise TaskError(
@@ -188,4 +191,5 @@ def _patterns(settings: TaskSettings) -> dict[str | None, str]:
 
 
 def _expand(folder: Path, pattern: str) -> list[Path]:
-    return sorted(Path(name) for name in glob.glob(str(folder / pattern), recursive=True))
+    found = (folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))
+    return sorted(file for file in found if file.is_file())

@@ -173,8 +173,13 @@ class Store:
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
-            yield connection
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise StoreError(
+                f"the database cannot be used: {error.orig}; free some disk space and run again"
+            ) from error
 
     def add_trace(self, trace: Trace) -> None:
         """Commit a trace; when this returns it survives a kill."""

@@ -40,6 +40,7 @@ def main() -> int:
         **os.environ,
         "HOMESTILL_HOME": str(home),
         "HOMESTILL_LOCAL": os.environ.get("HOMESTILL_LOCAL", "embedded"),
+        "HOMESTILL_API_KEYS": "",  # on loopback, for two questions
     }
     home.mkdir(parents=True, exist_ok=True)
     port = options.port or free_port()
@@ -66,7 +67,9 @@ def teacher(home: Path) -> Iterator[str]:
     answers = sorted((HERE / "data").glob("*.jsonl"))
     command = [sys.executable, TEACHER, "--port", "0", "--port-file", port_file, "--inputs", "text"]
     with child([*command, "--answers", *answers], dict(os.environ), home / "teacher.log") as process:
-        wait_until(port_file.is_file, process, home / "teacher.log")
+        wait_until(
+            lambda: port_file.is_file() and bool(port_file.read_text("utf-8")), process, home / "teacher.log"
+        )
         yield f"http://127.0.0.1:{port_file.read_text('utf-8').strip()}/v1"
 
 

@@ -189,3 +189,23 @@ def test_kill_9_between_question_and_answer_asks_nothing_twice(desk: Desk, round
     assert last.returncode == 0, errors
     assert Counter(desk.teacher.asked).most_common(1)[0][1] == 1
     assert len(desk.teacher.asked) == 12
+
+
+def test_a_corrected_label_is_judged_anew_and_nothing_is_bought(desk: Desk) -> None:
+    assert desk.work()["mean_score"] == 1.0
+    rows = desk.folder / "data" / "rows.jsonl"
+    rows.write_text(rows.read_text("utf-8").replace('"even"', '"odd"', 1), encoding="utf-8")
+    assert desk.work()["mean_score"] == pytest.approx(11 / 12)
+    assert len(desk.teacher.asked) == 12
+
+
+def test_a_refusal_that_the_program_swallows_is_no_answer(desk: Desk) -> None:
+    program = desk.folder / "program.py"
+    swallowing = "try:\n            return self.sort(text=text)\n        except Exception:\n            return dspy.Prediction(label='odd')"
+    program.write_text(
+        program.read_text("utf-8").replace("return self.sort(text=text)", swallowing), encoding="utf-8"
+    )
+    desk.teacher.failures = [401]
+    with pytest.raises(TeacherError, match="check the key"):
+        desk.work()
+    assert desk.work()["mean_score"] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow
@@ -72,3 +73,16 @@ def test_identity_is_the_inputs_alone(tmp_path: Path) -> None:
     assert isinstance(first, Example)
     assert first.id == second.id
     assert first.split == "train"
+
+
+def test_values_that_json_cannot_hold_are_bad_rows(tmp_path: Path) -> None:
+    rows = [{"text": "fine", "when": None}, {"text": "late", "when": datetime(2026, 1, 1, tzinfo=UTC)}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "cut \\ud83d"}\n{"text": NaN}\n', encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read({None: sorted(tmp_path.iterdir())}, ["text"], tmp_path)
+    assert [fault.split(": ")[0] for fault in caught.value.faults[1:]] == [
+        "a.parquet:2",
+        "b.jsonl:1",
+        "b.jsonl:2",
+    ]

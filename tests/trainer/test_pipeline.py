@@ -115,3 +115,15 @@ def test_a_stage_asks_for_the_ones_before_it(run: Run) -> None:
         TaskError, match=r"train needs capture, which is not finished; run: homestill capture"
     ):
         pipeline.require(run, "train")
+
+
+def test_a_link_that_was_cut_short_does_not_count_as_done(run: Run) -> None:
+    pretend = Pretend()
+    pipeline.execute(run, [pretend.stage])
+    other_task = task.load(write_task(run.task.folder, quality={"keep": 0.5}))
+    other = pipeline.open_run(other_task, run.home, run.store, os.environ)
+    (other.folder / "curate").mkdir()
+    (other.folder / "curate" / "half.txt").write_text("", encoding="utf-8")  # no stage.json yet
+    assert pipeline.execute(other, [pretend.stage]) == []
+    assert not (other.folder / "curate" / "half.txt").exists()
+    assert (other.folder / "curate" / "1.txt").exists()

@@ -111,3 +111,10 @@ def test_a_bad_metric_names_the_example(tmp_path: Path, verdict: str) -> None:
     source = PROGRAM.replace("return prediction.label == example.label", f"return {verdict}")
     with pytest.raises(TaskError, match="example id"):
         ask(loaded(tmp_path, source), Says(EVEN))
+
+
+def test_a_program_that_fails_on_an_answer_scores_zero(tmp_path: Path) -> None:
+    source = PROGRAM.replace("return self.sort(text=text)", "return {}[self.sort(text=text).label]")
+    answer = ask(loaded(tmp_path, source), Says(EVEN))
+    assert (answer.score, answer.error) == (0.0, "KeyError: 'even'")
+    assert answer.calls

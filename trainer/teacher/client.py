@@ -49,7 +49,8 @@ def make_client(settings: TeacherSettings, environment: Mapping[str, str]) -> ds
 
 
 def _key(settings: TeacherSettings, environment: Mapping[str, str]) -> str | None:
-    variable = f"{settings.model.split('/')[0].upper().replace('-', '_')}_API_KEY"
+    provider = settings.model.partition("/")[0] if "/" in settings.model else "openai"
+    variable = f"{provider.upper().replace('-', '_')}_API_KEY"
     file = environment.get(f"{variable}_FILE")
     if file:
         try:
@@ -96,11 +97,16 @@ def teacher_lm(
         identity,
         stopping=stopping,
     )
-    return dspy.LM(
-        settings.model,
-        engine=engine,
-        cache=False,
-        num_retries=0,  # the client inside retries; here a second attempt would only hide its error
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-    )
+    try:
+        return dspy.LM(
+            settings.model,
+            engine=engine,
+            cache=False,
+            num_retries=0,  # the client inside retries; here a second attempt would only hide its error
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+        )
+    except (LMConfigurationError, ValueError) as error:
+        raise TeacherError(
+            f"{error}; set teacher.temperature and teacher.max_tokens to what {settings.model} takes"
+        ) from error

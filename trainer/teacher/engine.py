@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import dspy
 from dspy._vendor.lm15.serde import request_to_dict, response_from_dict, response_to_dict
 from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
 from trainer.errors import TeacherError
 from trainer.lm import Session, call_record, current_session, openai_messages
@@ -45,14 +47,29 @@ class Teacher:
         self._clock = clock
         self._client: dspy.LM | None = None
         self._lock = threading.Lock()
+        self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def complete(self, request: Request) -> Response:
         opened = current_session()
-        trace = self._store.trace(self._key(opened, request)) or self._buy(opened, request)
+        key = self._key(opened, request)
+        with self._lock:
+            asking = self._asking[key]
+        with asking:  # two threads with the same question: one buys, the other finds it
+            trace = self._store.trace(key) or self._bought(key, opened, request)
         response: Response = response_from_dict(trace.response)
         opened.traces.append(trace.id)
         opened.calls.append(call_record(trace.predictor, request, response, trace.latency_ms, trace.cost_usd))
         return response
+
+    def _bought(self, key: str, opened: Session, request: Request) -> Trace:
+        """Buy; a refusal is noted, for programs and optimizers that would swallow it."""
+        try:
+            return self._buy(key, opened, request)
+        except ContextWindowExceededError:
+            raise
+        except (TeacherError, LMError) as error:
+            opened.refused = self._ledger.refused = error
+            raise
 
     def _key(self, opened: Session, request: Request) -> str:
         """A call's identity: whose it is, what is asked, and how often that was asked before it."""
@@ -66,7 +83,7 @@ class Teacher:
                 return key
         raise AssertionError("a session holds fewer repeats than calls")
 
-    def _buy(self, opened: Session, request: Request) -> Trace:
+    def _buy(self, key: str, opened: Session, request: Request) -> Trace:
         if self._stopping.is_set():
             raise TeacherError("the run is being stopped; run the same command again to go on")
         messages = openai_messages(request)
@@ -76,7 +93,7 @@ class Teacher:
             latency = (self._clock() - started) * 1000
             usage = bill.settle(response.usage.input_tokens, response.usage.output_tokens)
         trace = Trace(
-            id=self._key(opened, request),
+            id=key,
             task=self._identity["task"],
             example=opened.example,
             predictor=opened.caller(),

@@ -71,6 +71,8 @@ class Ledger:
         self._budget = budget_usd
         self._spent = spent_usd
         self._lock = threading.Lock()
+        self.refused: Exception | None = None
+        """The last call that could not be bought, whoever swallowed its error."""
 
     @property
     def spent_usd(self) -> float:

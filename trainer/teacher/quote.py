@@ -27,16 +27,21 @@ class Quote:
     completion_tokens: int
     usd: float
     at_most_usd: float
-    """If every answer were as long as the teacher may answer."""
+    """If every answer were as long as the teacher may answer, at one call per predictor."""
+    optimizes: bool = False
+    """The prompt optimizer comes on top, within the budget."""
 
     def sentence(self) -> str:
         return (
             f"{self.examples} examples, {self.calls} calls, about {self.prompt_tokens + self.completion_tokens:,} "
             f"tokens: about ${self.usd:.2f}, at most ${self.at_most_usd:.2f}"
+            + (", and the prompt optimizer's calls, within the budget" if self.optimizes else "")
         )
 
 
-def quote(program: Program, open_examples: list[Example], answered: list[Answer]) -> Quote:
+def quote(
+    program: Program, open_examples: list[Example], answered: list[Answer], *, optimizes: bool = False
+) -> Quote:
     """Estimate from what was already answered, else from the prompts as they would be rendered."""
     settings = program.task.settings.teacher
     calls = len(open_examples) * len(program.predictors)
@@ -59,6 +64,7 @@ def quote(program: Program, open_examples: list[Example], answered: list[Answer]
         completion_tokens=round(completion),
         usd=cost(price, prompt, completion),
         at_most_usd=cost(price, prompt * 2, most),
+        optimizes=optimizes,
     )
 
 
