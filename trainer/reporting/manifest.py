@@ -40,9 +40,6 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
     certified = read_json(run.stage("certify") / "summary.json")
     router = read_json(run.stage("certify") / "router.json")
     hybrid = certified["hybrid"]
-    exported = read_json(run.stage("export") / "summary.json")["model"]
-    registered = read_json(run.stage("register") / "registration.json")["model"]
-    served_elsewhere = registered["runtime"] != "embedded"
     return Manifest.model_validate(
         {
             "task": run.task.name,
@@ -54,12 +51,7 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
             "method": settings.student.method,
             "data": _data(run),
             "teacher": {"model": settings.teacher.model, "stand_in": settings.teacher.stand_in},
-            "model": {
-                "file": "model.gguf",
-                "sha256": exported["sha256"],
-                "quantization": exported["quantization"],
-                "ollama": registered["name"] if served_elsewhere else None,
-            },
+            "model": _model(run),
             "parity": read_json(run.stage("register") / "parity.json"),
             "scores": {
                 **{role: evaluated[role] for role in ("teacher", "base", "student")},
@@ -82,6 +74,17 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
             "files": files,
         }
     )
+
+
+def _model(run: Run) -> dict[str, Any]:
+    exported = read_json(run.stage("export") / "summary.json")["model"]
+    registered = read_json(run.stage("register") / "registration.json")["model"]
+    return {
+        "file": "model.gguf",
+        "sha256": exported["sha256"],
+        "quantization": exported["quantization"],
+        "ollama": registered["name"] if registered["runtime"] != "embedded" else None,
+    }
 
 
 def _data(run: Run) -> dict[str, Any]:
