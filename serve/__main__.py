@@ -15,11 +15,11 @@ from starlette.applications import Starlette
 
 from serve.app import create_app
 from serve.errors import ServeError, SettingsError
-from serve.journal import Journal
-from serve.local import choose
+from serve.records.journal import Journal
 from serve.settings import Settings
-from serve.teacher import Teachers
-from serve.upstream import connect
+from serve.upstreams.local import choose
+from serve.upstreams.teacher import Teachers
+from serve.upstreams.upstream import connect
 
 EXAMPLES = """\
 examples:

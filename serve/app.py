@@ -18,16 +18,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve.disconnect import ClientGone, while_connected
+from serve.api.disconnect import ClientGone, while_connected
+from serve.api.replies import EventStream, from_whole, passed_through, whole
 from serve.errors import ApiError, unknown_model
-from serve.journal import Journal
-from serve.local import Local
-from serve.replies import EventStream, from_whole, passed_through, whole
-from serve.router import Call, Outcome, Router
+from serve.records.journal import Journal
+from serve.routing.router import Call, Outcome, Router
 from serve.settings import Settings
-from serve.sse import dumps
 from serve.tasks import Tasks
-from serve.teacher import Teachers
+from serve.upstreams.local import Local
+from serve.upstreams.teacher import Teachers
+from serve.wire.sse import dumps
 
 CLIENT_GONE = 499
 logger = logging.getLogger("serve")

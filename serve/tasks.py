@@ -12,9 +12,9 @@ from pathlib import Path
 from serve import release as releases
 from serve.confidence import ConfidenceModel, Field, Neighbours
 from serve.errors import ServeError
-from serve.local import Local, LocalModel
 from serve.release import Release, ReleaseInvalid
-from serve.teacher import Teacher, Teachers
+from serve.upstreams.local import Local, LocalModel
+from serve.upstreams.teacher import Teacher, Teachers
 
 RETRY_S = 30.0
 """After this a release that could not be used is tried again, in case a file or a runtime came back."""

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.embedded import Endpoint
+from serve.runtime.embedded import Endpoint
 from trainer import process
 from trainer import program as programs
 from trainer.data import Example

@@ -23,12 +23,12 @@ from starlette.routing import Route
 
 from serve.app import create_app
 from serve.fingerprint import fingerprint
-from serve.journal import Entry, Journal
-from serve.local import ServerLocal
+from serve.records.journal import Entry, Journal
 from serve.release import content_hash
 from serve.settings import Settings
-from serve.teacher import Teachers
-from serve.upstream import connect
+from serve.upstreams.local import ServerLocal
+from serve.upstreams.teacher import Teachers
+from serve.upstreams.upstream import connect
 
 SYSTEM = {"role": "system", "content": "Sort the ticket."}
 PREFIX, SUFFIX = "[[ ## text ## ]]\n", "\n\nAnswer with the label."

@@ -373,7 +373,7 @@ class TestHangingUp:
 
 
 def served_entries(home: Path) -> list[Any]:
-    from serve.journal import Journal
+    from serve.records.journal import Journal
 
     journal = Journal(f"sqlite:///{home / 'journal.db'}")
     try:

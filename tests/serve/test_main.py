@@ -13,21 +13,22 @@ from pathlib import Path
 import httpx
 
 import serve
-from serve.journal import Journal
+from serve.records.journal import Journal
 from tests.serve.endpoint_support import lab, question, teacher_model
 
 FORBIDDEN = ["torch", "transformers", "sklearn", "dspy", "litellm", "trainer", "trl", "openai"]
-CHILD_ONLY = {"embedded_child", "generation"}
+CHILD_ONLY = {"serve.runtime.child", "serve.runtime.generation"}
 """Modules of the embedded runtime's process, which import llama.cpp."""
 
 
 def test_importing_serve_pulls_in_nothing_heavy() -> None:
-    names = [module.name for module in pkgutil.iter_modules(serve.__path__) if module.name not in CHILD_ONLY]
-    assert {"app", "router", "__main__", "embedded", "journal"} <= set(names)
+    found = {module.name for module in pkgutil.walk_packages(serve.__path__, "serve.")}
+    assert {"serve.app", "serve.routing.router", "serve.runtime.embedded", *CHILD_ONLY} <= found
+    names = sorted(found - CHILD_ONLY)
     program = f"""
 import importlib, sys
 for name in {names!r}:
-    importlib.import_module("serve." + name)
+    importlib.import_module(name)
 print(sorted(set({[*FORBIDDEN, "llama_cpp"]!r}) & set(sys.modules)))
 """
     done = subprocess.run(

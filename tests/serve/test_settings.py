@@ -6,9 +6,9 @@ import pytest
 
 from serve.__main__ import build, check_binding, main
 from serve.errors import SettingsError
-from serve.journal import Journal
+from serve.records.journal import Journal
 from serve.settings import Settings
-from serve.teacher import Teachers
+from serve.upstreams.teacher import Teachers
 
 
 def read(**environment: str) -> Settings:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import torch
 
-from serve.embedded import Endpoint
+from serve.runtime.embedded import Endpoint
 from tests.contract import files
 from tests.contract.ollama_double import OllamaDouble
 from tests.contract.ollama_engine import Llama

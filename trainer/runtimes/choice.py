@@ -10,8 +10,8 @@ from typing import Literal
 
 import httpx
 
-from serve.embedded import Embedded, Endpoint
 from serve.errors import EmbeddedError
+from serve.runtime.embedded import Embedded, Endpoint
 from trainer.errors import RegisterError, RuntimeUnavailable
 from trainer.runs import Run
 from trainer.runtimes.local import (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import httpx
 
-from serve.embedded import Endpoint
+from serve.runtime.embedded import Endpoint
 from trainer.errors import RegisterError, RuntimeUnavailable
 from trainer.runs import sha256_file, sha256_json
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import ollama
 
-from serve.embedded import Endpoint
+from serve.runtime.embedded import Endpoint
 from trainer.errors import RegisterError, RuntimeUnavailable
 from trainer.runtimes.local import (
     BUSY,

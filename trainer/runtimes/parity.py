@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.embedded import Endpoint
+from serve.runtime.embedded import Endpoint
 from trainer.errors import RegisterError
 from trainer.runtimes.local import Chat, Rendered, Runtime
 

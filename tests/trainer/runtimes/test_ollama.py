@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.embedded import Endpoint
+from serve.runtime.embedded import Endpoint
 from tests.contract import files
 from tests.contract.ollama_double import OllamaDouble
 from tests.contract.ollama_engine import Canned

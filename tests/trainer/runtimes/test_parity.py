@@ -13,7 +13,7 @@ import pytest
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from serve.embedded import Endpoint
+from serve.runtime.embedded import Endpoint
 from tests.contract import files
 from tests.tiny import tiny_model, tiny_tokenizer
 from trainer.errors import RegisterError

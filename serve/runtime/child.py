@@ -1,6 +1,6 @@
 """The embedded runtime's own process: one GGUF behind OpenAI's chat interface on a loopback port.
 
-`serve.embedded` starts it with one JSON argument and holds the other end of its standard input: when
+`serve.runtime.embedded` starts it with one JSON argument and holds the other end of its standard input: when
 that closes, whatever killed the parent, this process ends itself. It answers one request at a time.
 """
 
@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve.errors import ApiError, EmbeddedError
-from serve.generation import Generated, Generator, Sampling
+from serve.runtime.generation import Generated, Generator, Sampling
 
 NOT_OFFERED = ("tools", "functions", "response_format", "logit_bias", "stream")
 """What this runtime would have to ignore; asked for with a value, it is an error instead."""

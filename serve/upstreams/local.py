@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from serve.embedded import Embedded
 from serve.release import Release
+from serve.runtime.embedded import Embedded
 from serve.settings import Settings
-from serve.upstream import Connect, Upstream
+from serve.upstreams.upstream import Connect, Upstream
 
 
 class LocalModel:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from serve.policy import Reason
+from serve.routing.policy import Reason
 
 Route = Literal["local", "teacher"]
 

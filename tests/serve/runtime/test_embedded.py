@@ -22,16 +22,16 @@ pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
 pytest.importorskip("gguf", reason="needs gguf, to write a model")
 
 from serve.app import create_app as create_endpoint
-from serve.embedded import Embedded, Endpoint
-from serve.embedded_child import create_app, sampling_of
 from serve.errors import ApiError, EmbeddedError
-from serve.generation import Generated, Generator, Sampling
-from serve.journal import Journal
-from serve.local import EmbeddedLocal
+from serve.records.journal import Journal
+from serve.runtime.child import create_app, sampling_of
+from serve.runtime.embedded import Embedded, Endpoint
+from serve.runtime.generation import Generated, Generator, Sampling
 from serve.settings import Settings
-from serve.upstream import connect
+from serve.upstreams.local import EmbeddedLocal
+from serve.upstreams.upstream import connect
 from tests.serve.endpoint_support import hang_up_after, hybrid, point, question, running, write_release
-from tests.serve.tiny_gguf import LONG, SPECIAL, write
+from tests.serve.runtime.tiny_gguf import LONG, SPECIAL, write
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -173,7 +173,7 @@ class TestEmbedded:
 
     def test_the_child_ends_when_its_parent_is_killed(self, model: Path) -> None:
         program = (
-            "import sys, json; from pathlib import Path; from serve.embedded import Embedded\n"
+            "import sys, json; from pathlib import Path; from serve.runtime.embedded import Embedded\n"
             f"runtime = Embedded(Path({str(model)!r}), context=64, alias='x', threads=1)\n"
             "runtime.start(); print(runtime.pid, flush=True); sys.stdin.read()"
         )

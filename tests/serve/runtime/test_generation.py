@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.generation import BLOCK, Generator, Sampling
+from serve.runtime.generation import BLOCK, Generator, Sampling
 from tests.contract import files
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from serve.errors import UpstreamDown, UpstreamError, UpstreamRefused
-from serve.sse import DONE, EventTooLong, Parser, dumps
+from serve.wire.sse import DONE, EventTooLong, Parser, dumps
 
 Connect = Callable[[], aiohttp.ClientSession]
 DOWN = frozenset({401, 403, 407, 408, 409, 425, 429})

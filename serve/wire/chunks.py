@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.sse import dumps
+from serve.wire.sse import dumps
 
 
 def from_answer(answer: Mapping[str, Any], homestill: Mapping[str, Any], *, usage: bool) -> Iterator[bytes]:

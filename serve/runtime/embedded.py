@@ -3,7 +3,7 @@
     with Embedded(Path("model.gguf"), context=2048, alias="tickets:1") as endpoint:
         ...  # POST {endpoint.base_url}/chat/completions
 
-The child (`serve.embedded_child`) ends itself when this process is gone, and is started again when
+The child (`serve.runtime.child`) ends itself when this process is gone, and is started again when
 it crashes. Needs the `llama-cpp-python` package, which only the child imports.
 """
 
@@ -145,7 +145,7 @@ class Embedded:
                 return
             self.starts += 1
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "serve.embedded_child", json.dumps(config)],
+                [sys.executable, "-m", "serve.runtime.child", json.dumps(config)],
                 stdin=subprocess.PIPE,  # never written: the child watches it to notice that we are gone
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -255,7 +255,7 @@ def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
     }
-    package = str(Path(__file__).resolve().parents[1])  # where `serve` is, installed or not
+    package = str(Path(__file__).resolve().parents[2])  # where `serve` is, installed or not
     paths = [package, *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 

@@ -12,12 +12,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.chunks import Collector, from_answer
-from serve.disconnect import ClientGone, while_connected
+from serve.api.disconnect import ClientGone, while_connected
 from serve.errors import ApiError, UpstreamError
-from serve.journal import Journal
-from serve.router import Call, Outcome
-from serve.sse import DONE, dumps, emit
+from serve.records.journal import Journal
+from serve.routing.router import Call, Outcome
+from serve.wire.chunks import Collector, from_answer
+from serve.wire.sse import DONE, dumps, emit
 
 CLIENT_GONE = 499
 BROKEN = 502

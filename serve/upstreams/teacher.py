@@ -12,7 +12,7 @@ import yaml
 
 from serve.release import Release, ReleaseInvalid
 from serve.settings import OPENAI, Settings
-from serve.upstream import Connect, Upstream
+from serve.upstreams.upstream import Connect, Upstream
 
 
 @dataclass(frozen=True)

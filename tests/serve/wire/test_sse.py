@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.sse import LONGEST, EventTooLong, Parser, dumps, emit
+from serve.wire.sse import LONGEST, EventTooLong, Parser, dumps, emit
 
 LINES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20)
 

@@ -11,14 +11,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve.chunks import Collector
 from serve.confidence import LocalAnswer, confidence, parse
-from serve.decision import Decision
 from serve.errors import ApiError, UpstreamDown, UpstreamError, UpstreamRefused, unknown_model
-from serve.journal import Entry
-from serve.policy import Question, Reason, conversation, demands, match
+from serve.records.journal import Entry
+from serve.routing.decision import Decision
+from serve.routing.policy import Question, Reason, conversation, demands, match
 from serve.tasks import Served, Tasks
-from serve.teacher import Teacher, Teachers
+from serve.upstreams.teacher import Teacher, Teachers
+from serve.wire.chunks import Collector
 
 TOP_LOGPROBS = 5
 RATE_LIMITED = 429

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.fingerprint import fingerprint
-from serve.policy import conversation, demands, match
 from serve.release import PredictorPrompt
+from serve.routing.policy import conversation, demands, match
 
 SYSTEM = {"role": "system", "content": "Sort."}
 PROMPT = PredictorPrompt(

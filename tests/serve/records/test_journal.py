@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from serve.errors import JournalError
-from serve.journal import BATCH, Entry, Journal, _open
+from serve.records.journal import BATCH, Entry, Journal, _open
 
 
 def entry(number: int, task: str | None = "tickets") -> Entry:
@@ -53,9 +53,9 @@ def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
     """The child says a number only when all entries up to it are acknowledged; then it is killed."""
     program = f"""
 import itertools, sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from serve.journal import Journal
-from tests.serve.test_journal import entry
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from serve.records.journal import Journal
+from tests.serve.records.test_journal import entry
 journal = Journal({url(tmp_path)!r})
 for number in itertools.count(1):
     journal.record(entry(number))
