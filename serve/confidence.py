@@ -104,8 +104,12 @@ class ConfidenceModel:
         return self.bias + sum(weight * (value - mean) / scale for value, mean, scale, weight in terms)
 
     def probability(self, features: Mapping[str, float]) -> float:
-        """Calibrated probability, within [LOWEST, HIGHEST], that the answer is as good as the teacher's."""
-        score, calibration = self.score(features), self.calibration
+        """Calibrated probability that the answer is as good as the teacher's."""
+        return self.calibrated(self.score(features))
+
+    def calibrated(self, score: float) -> float:
+        """Probability, within [LOWEST, HIGHEST], of a score."""
+        calibration = self.calibration
         if calibration["kind"] == "sigmoid":
             value = _sigmoid(calibration["a"] * score + calibration["b"])
         else:
@@ -127,7 +131,7 @@ def parse(text: str, fields: Sequence[Field]) -> dict[str, str] | None:
 
     None when a field is missing or an enum's value is not allowed: such an answer is unparsable.
     """
-    spans = _spans(text)
+    spans = field_spans(text)
     values = {field.name: text[slice(*spans[field.name])] for field in fields if field.name in spans}
     if len(values) < len(fields):
         return None
@@ -137,6 +141,15 @@ def parse(text: str, fields: Sequence[Field]) -> dict[str, str] | None:
             if label not in field.labels:
                 return None
     return values
+
+
+def agreement(one: str, other: str, fields: Sequence[Field]) -> float:
+    """Share of the fields in which two answers say the same, white space aside; 0 where one is unparsable."""
+    first, second = parse(one, fields), parse(other, fields)
+    if first is None or second is None or not fields:
+        return 0.0
+    same = sum(first[field.name].split() == second[field.name].split() for field in fields)
+    return same / len(fields)
 
 
 def features(answer: LocalAnswer, fields: Sequence[Field], neighbours: Neighbours | None) -> dict[str, float]:
@@ -149,13 +162,13 @@ def features(answer: LocalAnswer, fields: Sequence[Field], neighbours: Neighbour
     Over the answer: `min`, `output_tokens` and `input_tokens` (log1p), `truncated`, `unparsable`,
     `unaligned`, `nearest` and `nearest_mean` (cosine distances).
     """
-    tokens = [_Token.read(entry) for entry in answer.logprobs]
-    places, aligned = _align(answer.text, tokens)
-    spans = _spans(answer.text)
+    tokens = [Token.read(entry) for entry in answer.logprobs]
+    places, aligned = align(answer.text, tokens)
+    spans = field_spans(answer.text)
     found: dict[str, float] = {}
     for field in fields:
-        value = _value_tokens(answer.text, spans.get(field.name), tokens, places if aligned else None)
-        found |= {f"{field.name}.{name}": number for name, number in _field_features(field, value).items()}
+        value = value_tokens(answer.text, spans.get(field.name), tokens, places if aligned else None)
+        found |= {f"{field.name}.{name}": number for name, number in field_features(field, value).items()}
     nearest, nearest_mean = neighbours.distance(answer.query) if neighbours else (1.0, 1.0)
     return found | {
         "min": min((found[f"{field.name}.min"] for field in fields), default=-LOGIT_LIMIT),
@@ -170,7 +183,7 @@ def features(answer: LocalAnswer, fields: Sequence[Field], neighbours: Neighbour
 
 
 @dataclass(frozen=True)
-class _Token:
+class Token:
     """One generated token; `alternatives` are the top k texts with their probabilities, best first."""
 
     text: str
@@ -179,7 +192,7 @@ class _Token:
     alternatives: list[tuple[str, float]]
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> _Token:
+    def read(cls, entry: Mapping[str, Any]) -> Token:
         # `bytes` is not read: not every runtime gives it, and what was measured without it is served without.
         text = str(entry.get("token") or "").replace("\ufffd", "")
         data = text.encode(errors="replace")
@@ -192,38 +205,38 @@ def _logprob(entry: Mapping[str, Any]) -> float:
     return min(0.0, max(-100.0, float(value))) if value is not None and not math.isnan(value) else -100.0
 
 
-def _field_features(field: Field, tokens: Sequence[_Token]) -> dict[str, float]:
-    logits = sorted(_logit(token.logprob) for token in tokens) or [-LOGIT_LIMIT]
+def field_features(field: Field, tokens: Sequence[Token]) -> dict[str, float]:
+    logits = sorted(logit(token.logprob) for token in tokens) or [-LOGIT_LIMIT]
     mean = sum(token.logprob for token in tokens) / len(tokens) if tokens else -LOGIT_LIMIT
     known = bool(tokens) and all(token.alternatives for token in tokens)
     result = {
         "min": logits[0],
-        "mean": _logit(mean),
+        "mean": logit(mean),
         "q10": logits[int(0.1 * (len(logits) - 1))],
         "margin": _margin(tokens[0]) if known else 0.0,
         "entropy": max(map(_entropy, tokens)) if known else ENTROPY_MISSING,
     }
     if field.labels:
-        probability = _label_probability(tokens, field.labels) if known else 0.0
-        result["label"] = _logit(math.log(max(probability, 1e-30)))
+        probability = label_probability(tokens, field.labels) if known else 0.0
+        result["label"] = logit(math.log(max(probability, 1e-30)))
     return result | {"missing": float(not known)}
 
 
-def _margin(token: _Token) -> float:
+def _margin(token: Token) -> float:
     if len(token.alternatives) < 2:
         return MARGIN_LIMIT
     first, second = token.alternatives[0][1], token.alternatives[1][1]
     return min(MARGIN_LIMIT, math.log(max(first, 1e-30) / max(second, 1e-30)))
 
 
-def _entropy(token: _Token) -> float:
+def _entropy(token: Token) -> float:
     """Entropy (nats) of the top k, all that lies below them being one more outcome."""
     masses = [mass for _, mass in token.alternatives]
     rest = max(0.0, 1 - sum(masses))
     return -sum(mass * math.log(mass) for mass in (*masses, rest) if mass > 0)
 
 
-def _label_probability(tokens: Sequence[_Token], labels: Sequence[str]) -> float:
+def label_probability(tokens: Sequence[Token], labels: Sequence[str]) -> float:
     """Probability of the value among `labels`: at each token, of the alternatives that lead to a label.
 
     A label is followed until it is the only one left, so labels that share first tokens are told apart.
@@ -248,7 +261,7 @@ def _leads(text: str, labels: Sequence[str]) -> int:
     return sum(label.startswith(start) for label in labels) if start else 0
 
 
-def _spans(text: str) -> dict[str, tuple[int, int]]:
+def field_spans(text: str) -> dict[str, tuple[int, int]]:
     """Start and end of each field's stripped value in `text`; of a repeated field the first counts."""
     spans: dict[str, tuple[int, int]] = {}
     name, start, place = "", 0, 0
@@ -275,7 +288,7 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
-def _align(text: str, tokens: Sequence[_Token]) -> tuple[list[tuple[int, int]], bool]:
+def align(text: str, tokens: Sequence[Token]) -> tuple[list[tuple[int, int]], bool]:
     """Byte places of the tokens in the encoded text, and whether they cover it well enough to be used.
 
     Works over servers that cut the text at its ends, leave out control tokens or split characters (a
@@ -293,12 +306,12 @@ def _align(text: str, tokens: Sequence[_Token]) -> tuple[list[tuple[int, int]], 
     return places, place >= ALIGNED * len(data) and lost <= max(2, (1 - ALIGNED) * len(tokens))
 
 
-def _value_tokens(
+def value_tokens(
     text: str,
     span: tuple[int, int] | None,
-    tokens: Sequence[_Token],
+    tokens: Sequence[Token],
     places: Sequence[tuple[int, int]] | None,
-) -> list[_Token]:
+) -> list[Token]:
     if span is None:
         return []
     if places is None:
@@ -311,7 +324,7 @@ def _value_tokens(
     ]
 
 
-def _logit(logprob: float) -> float:
+def logit(logprob: float) -> float:
     """log(p / (1 − p)) of p = exp(logprob), within ±LOGIT_LIMIT."""
     if logprob > -math.exp(-LOGIT_LIMIT):
         return LOGIT_LIMIT

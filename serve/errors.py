@@ -4,7 +4,12 @@ ServeError                    the message is value, rule, remedy
 ├── SettingsError             environment or arguments; lists every fault
 ├── UpstreamError             a model did not answer; names which
 │   ├── UpstreamDown          not reachable, too slow, overloaded, or its answer is broken
+│   │   └── UpstreamBusy      ours has more waiting than it may
 │   └── UpstreamRefused       the request is at fault, another model would say the same
+├── Unaffordable              a call is not made for what it might cost
+│   ├── BudgetExceeded        more than is left
+│   └── BudgetUnknown         there is a cap, and nobody knows
+├── Unredactable              what must not leave cannot be told apart from the rest
 ├── EmbeddedError             the embedded runtime does not start
 ├── JournalError              the journal cannot be opened or written
 └── ApiError                  what a client is told, in OpenAI's shape
@@ -37,6 +42,7 @@ class UpstreamError(ServeError):
         status: the HTTP status that it gave; None where there was none.
         body: its error in OpenAI's shape, where it gave one.
         retry_after: its Retry-After header.
+        billable: it has worked on the request, or may have, and may want to be paid for it.
     """
 
     def __init__(
@@ -47,7 +53,9 @@ class UpstreamError(ServeError):
         status: int | None = None,
         body: Mapping[str, Any] | None = None,
         retry_after: str | None = None,
+        billable: bool = False,
     ) -> None:
+        self.billable = billable
         self.who = who
         self.status = status
         self.body = body
@@ -61,6 +69,41 @@ class UpstreamDown(UpstreamError):
 
 class UpstreamRefused(UpstreamError):
     """It understood the request and found it at fault."""
+
+
+class UpstreamBusy(UpstreamDown):
+    """As many requests wait for the local model as are let wait."""
+
+
+class Unaffordable(ServeError):
+    """A call is not made for what it might cost."""
+
+
+class BudgetUnknown(Unaffordable):
+    """There is a cap, and what the call may cost at most is not known."""
+
+
+class Unredactable(ServeError):
+    """A request holds something in which personal data cannot be searched for."""
+
+
+class BudgetExceeded(Unaffordable):
+    """It might pass a cap.
+
+    Args:
+        scope: whose cap: `all`, `task tickets` or `key alice`.
+        retry_after_s: seconds until the day ends and the cap begins anew.
+    """
+
+    def __init__(self, scope: str, cap_usd: float, spent_usd: float, retry_after_s: float) -> None:
+        self.scope = scope
+        self.cap_usd = cap_usd
+        self.spent_usd = spent_usd
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"the cap of {scope}, ${cap_usd:g} a day, leaves no room for this call (${spent_usd:g} are spent or "
+            "reserved); raise daily_usd in serve.yaml or of the key, or wait until midnight UTC"
+        )
 
 
 class EmbeddedError(ServeError):

@@ -22,6 +22,7 @@ SCHEMA = 1
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 UNLISTED = frozenset({"manifest.json", "gate.json"})
 """Files of a release that the manifest does not list: itself, and the gate's verdict on it."""
+INTERFACE = "interface.json"
 NOT_CONTENT = frozenset({"report.html"})
 """Files that hold measured times and so differ between two runs with the same outcome."""
 
@@ -203,6 +204,17 @@ class ConfidenceWeights(_Part):
         return self
 
 
+class AuditBaseline(_Part):
+    """How often local answers that the threshold keeps differ from the teacher's, counted on the test rows."""
+
+    fields: list[str]
+    """The output fields that are compared."""
+    kept: Annotated[int, Field(ge=0)]
+    disagreed: Annotated[int, Field(ge=0)]
+    upper: Annotated[float, Field(gt=0, le=1)]
+    """Upper bound on that rate, with 97.5 % confidence; audits must not show more."""
+
+
 class RouterFile(_Part):
     """router.json. Without a certificate `threshold` is None and every request goes to the teacher."""
 
@@ -220,6 +232,8 @@ class RouterFile(_Part):
     sampling: Sampling
     model: ConfidenceWeights | None
     neighbours: FileName | None = None
+    audit: AuditBaseline | None = None
+    """None without a certificate, and in releases from before there were audits."""
 
     @model_validator(mode="after")
     def _complete(self) -> RouterFile:
@@ -262,6 +276,11 @@ class Release:
     def program(self) -> Path:
         """State of the DSPy program, as JSON."""
         return self.folder / "program.json"
+
+    @property
+    def interface(self) -> Path | None:
+        """The program's inputs and outputs as JSON schemas; None in releases from before there was one."""
+        return self.folder / INTERFACE if INTERFACE in self.manifest.files else None
 
     @property
     def task(self) -> Path:

@@ -1,4 +1,4 @@
-"""The server's settings, from the environment; nothing else in `serve` reads it."""
+"""The server's settings, from the environment and serve.yaml; nothing else in `serve` reads them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from serve.config import Config, load
 from serve.errors import SettingsError
 
 OPENAI = "https://api.openai.com/v1"
@@ -20,7 +21,7 @@ class Settings:
     """What the server is told. Keys never show in its `repr`."""
 
     home: Path
-    """HOMESTILL_HOME: `releases/` is read, `journal.db` is written."""
+    """HOMESTILL_HOME: `releases/`, `serve.yaml` and `keys.json` are read, `journal.db` and `budget.db` written."""
     local: str = "embedded"
     """HOMESTILL_LOCAL: `ollama`, `embedded` or the URL of an OpenAI-compatible server.
     Not set, it is `ollama` where OLLAMA_HOST is set, else `embedded`."""
@@ -36,12 +37,20 @@ class Settings:
     """HOMESTILL_TEACHER_MODEL: asked where no release names a teacher; None: the model that the client names."""
     teacher_key: str | None = field(default=None, repr=False)
     """OPENAI_API_KEY, or the content of HOMESTILL_TEACHER_KEY_FILE."""
-    max_body_bytes: int = 16 * 1024 * 1024
-    """Longest request that is read."""
+    config: Config = field(default_factory=Config)
+    """`serve.yaml` in HOMESTILL_HOME."""
 
     @property
     def releases(self) -> Path:
         return self.home / "releases"
+
+    @property
+    def keys_file(self) -> Path:
+        return self.home / "keys.json"
+
+    @property
+    def budget_file(self) -> Path:
+        return self.home / "budget.db"
 
     @property
     def journal_url(self) -> str:
@@ -60,8 +69,9 @@ class Settings:
             SettingsError: with every fault found.
         """
         faults: list[str] = []
+        home = Path(environment.get("HOMESTILL_HOME") or "~/.homestill").expanduser().resolve()
         settings = cls(
-            home=Path(environment.get("HOMESTILL_HOME") or "~/.homestill").expanduser().resolve(),
+            home=home,
             local=_local(environment, faults),
             ollama_url=_ollama_url(environment.get("OLLAMA_HOST") or "", faults),
             offline=_switch(environment, "HOMESTILL_OFFLINE", faults),
@@ -69,10 +79,19 @@ class Settings:
             teacher_api_base=_url(environment, "HOMESTILL_TEACHER_API_BASE", faults),
             teacher_model=environment.get("HOMESTILL_TEACHER_MODEL") or None,
             teacher_key=_teacher_key(environment, faults),
+            config=_config(home / "serve.yaml", faults),
         )
         if faults:
             raise SettingsError(faults)
         return settings
+
+
+def _config(path: Path, faults: list[str]) -> Config:
+    try:
+        return load(path)
+    except SettingsError as error:
+        faults += error.faults
+        return Config()
 
 
 def _local(environment: Mapping[str, str], faults: list[str]) -> str:

@@ -23,13 +23,13 @@ from trainer import program as programs
 from trainer.errors import EvaluateError
 from trainer.program import ADAPTER, Predictor
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
-from trainer.statistics import certificate, fit, hybrid
+from trainer.statistics import audit, certificate, fit, hybrid
 from trainer.statistics.certificate import Certificate
 from trainer.statistics.fit import Fitted
 from trainer.statistics.hybrid import Rows
 from trainer.traces import Answer
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same answers shall give another router."""
 FIT_SHARE = 0.4
 SELF_ASK = "self_ask"
@@ -67,7 +67,7 @@ def run(run: Run) -> None:
     prompts = _prompts(run)
     refusal = _unmeasured(run, prompts)
     if refusal:
-        _write(run, prompts, None, certificate.refused(refusal), _teacher_alone(run))
+        _write(run, prompts, None, certificate.refused(refusal), _teacher_alone(run), None)
         return
     (prompt,) = prompts
     folder = run.stage("certify")
@@ -79,7 +79,10 @@ def run(run: Run) -> None:
     fit_rows = _rows(run, prompt, neighbours, fitted, fit_ids)
     certified = _certified(run, fit_rows, _rows(run, prompt, neighbours, fitted, calibrate_ids))
     test_rows = _rows(run, prompt, neighbours, fitted, _test_ids(run))
-    _write(run, prompts, fitted, certified, _measured(run, fit_rows, test_rows, certified.threshold))
+    measured = _measured(run, fit_rows, test_rows, certified.threshold)
+    pairs = [_kept_pairs(run, rows, certified.threshold) for rows in (fit_rows, test_rows)]
+    baseline = audit.baseline(*pairs, prompt.fields) if certified.certified else None
+    _write(run, prompts, fitted, certified, measured, baseline)
 
 
 def split(ids: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -243,6 +246,16 @@ def _measured(run: Run, fit_rows: Rows, rows: Rows, threshold: float | None) -> 
     }
 
 
+def _kept_pairs(run: Run, rows: Rows, threshold: float | None) -> list[audit.Pair]:
+    """Local and teacher's answer of each row that the threshold keeps, where the teacher has answered."""
+    teacher = [
+        answer.calls[0]["completion"] if answer.calls else None
+        for answer in _answers(run, "teacher", rows.ids)
+    ]
+    found = zip(rows.kept(threshold), rows.answers, teacher, strict=True)
+    return [(mine.text, its) for kept, mine, its in found if kept and its is not None]
+
+
 def _replies(run: Run) -> Mapping[str, str] | None:
     """The local model's replies to self-ask, where it was asked."""
     system = _systems(run).get(SELF_ASK)
@@ -266,6 +279,7 @@ def _write(
     fitted: Fitted | None,
     certified: Certificate,
     measured: Mapping[str, Any],
+    baseline: Mapping[str, Any] | None,
 ) -> None:
     folder, quality = run.stage("certify"), run.task.settings.quality
     registered = read_json(run.folder / "register" / "registration.json")["model"]
@@ -286,6 +300,7 @@ def _write(
         },
         "model": fitted.model.to_json() if fitted else None,
         "neighbours": "neighbours.npz" if fitted else None,
+        "audit": baseline,
     }
     summary = {
         "certificate": certified.to_json() | {"keep": quality.keep, "confidence": quality.confidence},

@@ -20,17 +20,20 @@ from typing import Any
 import yaml
 
 from serve import release as releases
-from serve.release import Manifest, Release, ReleaseInvalid
+from serve.interface import Interface, describe
+from serve.release import INTERFACE, Manifest, Release, ReleaseInvalid
 from trainer.errors import ReleaseError, TeacherError
+from trainer.program import load as load_program
 from trainer.reporting import report, verdict
 from trainer.reporting.manifest import SPLITS, split_file
 from trainer.reporting.manifest import manifest as make_manifest
 from trainer.runs import Home, Run, read_json, sha256_file, write_json, write_text
 from trainer.runtimes.parity import ALLOWED_DROP
+from trainer.sources import sources
 from trainer.statistics.scores import Interval, difference_interval
 from trainer.teacher.prices import price_of
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same inputs shall make another release."""
 INPUT_FILES = (
     "capture/program.json",
@@ -232,19 +235,22 @@ def _fill(run: Run, draft: Path) -> None:
     with suppress(TeacherError):  # the endpoint has no price list of its own; an unknown price stays unknown
         settings["teacher"]["price_per_1m"] = price_of(run.task.settings.teacher).model_dump()
     write_text(draft / "task.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    for source in {run.task.source("program")[0], run.task.source("metric")[0]}:
-        target = draft / _below(run.task.folder, source)
+    folder = run.task.folder
+    for source in sources(folder, [run.task.source("program")[0], run.task.source("metric")[0]]):
+        target = draft / source.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+    write_text(draft / INTERFACE, _interface(run).text())
 
 
-def _below(folder: Path, source: Path) -> Path:
-    resolved = source.resolve()
-    if not resolved.is_relative_to(folder.resolve()):
-        raise ReleaseError(
-            f"{source} lies outside the task folder {folder}; move it in, a release holds its source"
-        )
-    return resolved.relative_to(folder.resolve())
+def _interface(run: Run) -> Interface:
+    """What the program takes and gives: as its signatures say, and as it answered with the teacher."""
+    program = load_program(run.task, run.stage("capture") / "program.json")
+    system = read_json(run.stage("capture") / "summary.json")["system"]
+    answers = run.store.answers(system).values()
+    return describe(
+        program.module, run.task.settings.inputs, [each.outputs for each in answers if not each.error]
+    )
 
 
 def _link(run: Run, source: Path, target: Path) -> None:

@@ -11,6 +11,10 @@ from starlette.types import Receive
 T = TypeVar("T")
 
 
+SOON_S = 0.02
+"""An answer that comes within this is not worth looking whether its client is still there."""
+
+
 class ClientGone(Exception):
     """The client hung up before its answer was complete."""
 
@@ -21,15 +25,18 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGone: it hung up; the work has ended.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
+    working, leaving = asyncio.ensure_future(work), None
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
+        await asyncio.wait({working}, timeout=SOON_S)
+        if not working.done():
+            leaving = asyncio.ensure_future(_disconnected(receive))
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
     finally:
-        leaving.cancel()
+        if leaving:
+            leaving.cancel()
         if not working.done():
             working.cancel()
             await asyncio.wait({working})

@@ -1,281 +1,278 @@
 """The journal: every served request with its decision, for audits and as new traces.
 
-`record` only queues. One thread writes what is queued in one transaction, at once while there is
-little to do, in larger batches the more there is, so an entry is on its way for as long as one commit
-takes, a few milliseconds, and never longer than that plus LINGER_S. A killed process loses at most the
-entries of that window; after `flush` returned nothing is lost. A power cut may cost what SQLite has
-not synced yet (WAL, synchronous=NORMAL), never the journal itself.
+`record` appends a line to the spool; a thread moves whole parts of the spool into the database, each in one
+transaction, and then removes them. When `record` has returned, a kill of the process costs nothing: whoever
+opens the journal next adopts its spool, and an id that is in the database already is not written again. A
+power cut may cost what the kernel has not written yet, never the journal itself.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import (
-    JSON,
-    Boolean,
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    func,
-    insert,
-    inspect,
-    select,
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    ProgrammingError,
+    SQLAlchemyError,
 )
-from sqlalchemy.exc import DatabaseError, OperationalError
 
 from serve.errors import JournalError
+from serve.records.entry import Entry, from_line, to_line
+from serve.records.reading import Extent, Reader, Selection, Totals
+from serve.records.schema import SQLITE, database_file, open_database, requests
+from serve.records.spool import Part, Spool
+from serve.records.writing import insert_entries, insert_lines
 
-LINGER_S = 0.02
-"""How long the writer waits for company after the first entry of a batch."""
-BATCH = 500
-WAITING = 20_000
-"""Entries that may wait while the database cannot be written; further ones are counted as lost."""
+__all__ = ["Entry", "Extent", "Journal", "Selection", "Totals"]
+
+LINGER_S = 0.05
+"""How long the writer waits for company after the first line of a part."""
 RETRY_S = 1.0
+SETTLE_S = 30.0
+"""How long a start waits for what a killed process left, and a deletion for what is not committed yet."""
+ROOM = 2000
+"""Entries that are deleted in one transaction: a server that writes meanwhile waits no longer than that."""
+FAULTS = (IntegrityError, DataError, InterfaceError, ProgrammingError, ValueError, TypeError, OverflowError)
+"""An entry is to blame; whatever else a database says may pass, and the entry waits."""
 
 logger = logging.getLogger("serve")
-metadata = MetaData()
-
-journal_version = Table("journal_version", metadata, Column("version", Integer, nullable=False))
-
-requests = Table(
-    "requests",
-    metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("id", String(40), nullable=False, unique=True),
-    Column("created", String(32), nullable=False, index=True),
-    Column("task", Text, nullable=True, index=True),
-    Column("release", String(40), nullable=True),
-    Column("predictor", Text, nullable=True),
-    Column("asked", Text, nullable=False),
-    Column("route", String(16), nullable=True),
-    Column("reason", String(32), nullable=True),
-    Column("confidence", Float, nullable=True),
-    Column("threshold", Float, nullable=True),
-    Column("guarantee", String(32), nullable=False),
-    Column("degraded", Boolean, nullable=False),
-    Column("streamed", Boolean, nullable=False),
-    Column("status", Integer, nullable=False),
-    Column("model", Text, nullable=True),
-    Column("prompt_tokens", Integer, nullable=True),
-    Column("completion_tokens", Integer, nullable=True),
-    Column("cost_usd", Float, nullable=True),
-    Column("latency_ms", Float, nullable=False),
-    Column("overhead_ms", Float, nullable=False),
-    Column("messages", JSON, nullable=False),
-    Column("answer", JSON, nullable=True),
-    Column("local_answer", Text, nullable=True),
-    Column("error", Text, nullable=True),
-)
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One served request. None where a figure is not known or does not apply."""
-
-    id: str
-    """The request id that the client saw."""
-    asked: str
-    """`model` as the client sent it."""
-    messages: list[Any]
-    status: int
-    """HTTP status; 499 where the client went away before the end."""
-    latency_ms: float
-    overhead_ms: float
-    """Part of the latency that was not spent waiting for a model."""
-    task: str | None = None
-    release: str | None = None
-    predictor: str | None = None
-    route: str | None = None
-    """None where nobody answered."""
-    reason: str | None = None
-    confidence: float | None = None
-    threshold: float | None = None
-    guarantee: str = "none"
-    degraded: bool = False
-    streamed: bool = False
-    model: str | None = None
-    """The model that answered."""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cost_usd: float | None = None
-    """What the teacher cost; None where its price or its tokens are not known."""
-    answer: dict[str, Any] | None = None
-    """The message that was answered, in OpenAI's shape."""
-    local_answer: str | None = None
-    """What the local model said, where the teacher was asked after it."""
-    error: str | None = None
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
-
-
-def create_tables(connection: Connection) -> None:
-    metadata.create_all(connection)
-
-
-MIGRATIONS: list[Callable[[Connection], None]] = [create_tables]
-"""Applied in order; a journal's version is how many of them it has seen."""
-
-
-class Journal:
-    """Made or migrated when it is opened. `record` may be called from any thread, and never waits.
+class Journal(Reader):
+    """Made or migrated when it is opened. `record` may be called from any thread, and waits for no commit.
 
     Args:
         url: SQLAlchemy's, `sqlite:///…/journal.db`.
+        spool: folder of the spool; None: beside the SQLite file.
 
     Raises:
         JournalError: it cannot be opened, or a newer Homestill wrote it.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _open(url)
-        self._queue: queue.Queue[Entry | threading.Event | None] = queue.Queue()
-        self._closed = False
+    def __init__(self, url: str, spool: Path | None = None) -> None:
+        super().__init__(open_database(url))
         self.lost = 0
-        """Entries given up because the database could not be written for long."""
+        """Entries given up: the spool could not be written, or the database will never take them."""
+        self._refused = self._outage = False
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._moved = threading.Condition()
+        self._waiting = 0
+        try:
+            self._spool = Spool(self._folder(spool))
+            self._spool.adopt()
+        except OSError as error:
+            self._engine.dispose()
+            raise JournalError(
+                f"the journal's spool cannot be written ({error}); make its folder writable"
+            ) from error
         self._writer = threading.Thread(target=self._write_all, daemon=True, name="journal")
         self._writer.start()
+        if not self.flush(SETTLE_S):
+            logger.warning("what a killed process left for the journal cannot be written yet; it is kept")
 
     def record(self, entry: Entry) -> None:
-        """Queue an entry to be written."""
-        if self._queue.qsize() >= WAITING:
-            self.lost += 1
+        """Keep an entry: when this returns, it survives the death of the process.
+
+        A full disk is not the client's fault: the entry is counted as lost then, and the log says so once.
+        """
+        try:
+            self._spool.append(to_line(entry))
+        except (OSError, TypeError, ValueError) as error:
+            self._give_up(1)
+            if not self._refused:
+                logger.error("requests are not journaled (%s), first %s; make room", error, entry.id)
+            self._refused = True
             return
-        self._queue.put(entry)
+        if self._refused:
+            self._refused = False
+            logger.warning("requests are journaled again; %d were lost", self.lost)
+        if not self._wake.is_set():
+            self._wake.set()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was recorded before is committed; False when that took longer than `timeout`."""
-        written = threading.Event()
-        self._queue.put(written)
-        return written.wait(timeout)
+        mark = self._spool.mark()
+        with self._moved:
+            self._waiting += 1
+            self._wake.set()
+            self._moved.notify_all()
+            self._moved.wait_for(lambda: self._spool.reached(mark) or not self._writer.is_alive(), timeout)
+            self._waiting -= 1
+        return self._spool.reached(mark)
 
     def close(self) -> None:
-        """Write what is queued and close; safe to call again.
+        """Write what is spooled and close; safe to call again. What cannot be written waits for the next start.
 
         Raises:
-            JournalError: the rest could not be written.
+            JournalError: entries were lost.
         """
-        if self._closed:
+        if self._closing.is_set():
             return
-        self._closed = True
-        self._queue.put(None)
+        self._closing.set()
+        self._wake.set()
+        with self._moved:
+            self._moved.notify_all()
         self._writer.join()
+        self._spool.close()
         self._engine.dispose()
         if self.lost:
             raise JournalError(f"{self.lost} requests could not be written to the journal; see the log")
 
-    def entries(
-        self, task: str | None = None, after: int = 0, limit: int = 1000
-    ) -> Iterator[tuple[int, Entry]]:
-        """Numbered entries, oldest first: those of `task` (or of all) behind number `after`, read in pages."""
-        query = select(requests).where(requests.c.number > after).order_by(requests.c.number).limit(limit)
-        if task is not None:
-            query = query.where(requests.c.task == task)
+    def delete(self, selection: Selection) -> int:
+        """Delete what is selected, in the database and in every spool; the number of entries.
+
+        Nothing of them is left in an SQLite file. Takes its time: an event loop calls it from a thread.
+
+        Raises:
+            ValueError: nothing is said about what to delete.
+            JournalError: it cannot be written, or requests that might be meant cannot be seen yet.
+        """
+        if not (conditions := selection.where()):
+            raise ValueError("a deletion needs a time, a key or a task; give at least one")
+        self._settle()
+        chosen = select(requests.c.number).where(*conditions).limit(ROOM).scalar_subquery()
+        found = 0
+        try:
+            while True:
+                with self._engine.begin() as connection:
+                    count = connection.execute(delete(requests).where(requests.c.number.in_(chosen))).rowcount
+                found += count
+                if count < ROOM:
+                    break
+            if found:
+                self._wipe()
+        except SQLAlchemyError as error:
+            raise JournalError(
+                f"the journal cannot be written ({_cause(error)}); {found} requests are deleted, delete again"
+            ) from error
+        return found
+
+    def _folder(self, given: Path | None) -> Path:
+        file = database_file(self._engine)
+        if given is None and file is None:
+            self._engine.dispose()
+            raise JournalError(f"{self._engine.url!r} is no file; name a folder for the journal's spool")
+        return given or Path(str(file)).parent
+
+    def _settle(self) -> None:
+        """Wait for what any process has recorded up to now."""
+        deadline = time.monotonic() + SETTLE_S
+        try:
+            self._spool.adopt()
+        except OSError as error:
+            raise JournalError(f"the journal's spool cannot be read ({error}); make it readable") from error
+        others = self._spool.foreign()
+        settled = self.flush(SETTLE_S)
+        while settled and (others := others & self._spool.foreign()):
+            time.sleep(LINGER_S)
+            settled = time.monotonic() < deadline
+        if not settled:
+            raise JournalError(
+                f"requests wait in the journal's spool and were not written within {SETTLE_S:g} s; "
+                "see the log of the server for the reason, and delete again"
+            )
+
+    def _wipe(self) -> None:
+        """Clear the write-ahead log, where deleted rows would stay readable."""
+        if self._engine.dialect.name != SQLITE:
+            return
         with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
-        for row in rows:
-            values = dict(row)
-            yield values.pop("number"), Entry(**values)
+            busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        if busy:
+            logger.warning(
+                "a reader keeps the journal's write-ahead log; what was deleted stays in it until it ends"
+            )
 
     def _write_all(self) -> None:
-        going = True
-        while going:
-            batch, written, going = self._next_batch()
-            if batch:
-                self._write(batch)
-            if written:
-                written.set()
-
-    def _next_batch(self) -> tuple[list[Entry], threading.Event | None, bool]:
-        """Entries to write, who waits for them, and whether more may come."""
-        batch: list[Entry] = []
-        item = self._queue.get()
-        deadline = time.monotonic() + LINGER_S
-        while isinstance(item, Entry):
-            batch.append(item)
-            if len(batch) >= BATCH:
-                return batch, None, True
+        done = False
+        while not done:
+            self._wake.wait()
+            with self._moved:
+                self._moved.wait_for(lambda: self._waiting or self._closing.is_set(), LINGER_S)
+            self._wake.clear()
+            closing, failed = self._closing.is_set(), True
             try:
-                item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return batch, None, True
-        return batch, item, item is not None
+                self._move_oldest()
+                self._outage = failed = False
+            except (OSError, SQLAlchemyError) as error:
+                self._say_outage(error)
+                self._closing.wait(RETRY_S)
+            waiting = self._spool.waiting()
+            done = closing and (failed or not waiting)
+            if waiting:
+                self._wake.set()
+            with self._moved:
+                self._moved.notify_all()
 
-    def _write(self, batch: list[Entry]) -> None:
-        """Commit a batch; wait while the database cannot be written, leave out what can never be."""
-        while True:
-            try:
-                with self._engine.begin() as connection:
-                    connection.execute(insert(requests), [asdict(entry) for entry in batch])
-                return
-            except OperationalError as error:
-                logger.error("the journal cannot be written (%s); %d requests wait", error.orig, len(batch))
-                if self._closed:
-                    self.lost += len(batch)
-                    return
-                time.sleep(RETRY_S)
-            except (DatabaseError, ValueError, OverflowError) as error:
-                if len(batch) == 1:
-                    logger.error("request %s cannot be journaled (%s)", batch[0].id, error)
-                    self.lost += 1
-                    return
-                for entry in batch:
-                    self._write([entry])
-                return
+    def _move_oldest(self) -> None:
+        if part := self._spool.take():
+            self._give_up(self._move(part))
+            self._spool.done(part)
+
+    def _say_outage(self, error: Exception) -> None:
+        if not self._outage:
+            logger.error("the journal cannot be written (%s); requests wait in its spool", _cause(error))
+        self._outage = True
+
+    def _give_up(self, count: int) -> None:
+        with self._moved:
+            self.lost += count
+
+    def _move(self, part: Part) -> int:
+        """Commit a part's lines; how many of them will never be taken.
+
+        Raises:
+            OSError, SQLAlchemyError: not now.
+        """
+        lines = part.lines()
+        if not part.adopted and self._commit(insert_lines, lines) is None:  # our own are whole
+            return 0
+        entries = [entry for line in lines if (entry := _checked(line, part))]
+        if part.adopted:
+            logger.warning("%d requests that a killed process left are written to the journal", len(entries))
+        lost = len(lines) - len(entries)
+        if self._commit(insert_entries, entries) is None:
+            return lost
+        for entry in entries:
+            if fault := self._commit(insert_entries, [entry]):
+                lost += 1
+                logger.error("request %s cannot be journaled (%s)", entry.id, _cause(fault))
+        return lost
+
+    def _commit(
+        self, insert: Callable[[Connection, Sequence[T]], None], what: Sequence[T]
+    ) -> Exception | None:
+        """Insert all or nothing. Returns what is wrong with them where that is the reason.
+
+        Raises:
+            SQLAlchemyError: the database cannot be written now.
+        """
+        try:
+            with self._engine.begin() as connection:
+                insert(connection, what)
+        except FAULTS as error:
+            return error
+        return None
 
 
-def _open(url: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _wal)
+def _checked(line: bytes, part: Part) -> Entry | None:
     try:
-        with engine.begin() as connection:
-            _migrate(connection)
-    except DatabaseError as error:
-        engine.dispose()
-        raise JournalError(
-            f"{url} cannot be opened ({error.orig}); check that its folder exists and is writable"
-        ) from error
-    except JournalError:
-        engine.dispose()
-        raise
-    return engine
+        return from_line(line)
+    except ValueError as error:
+        logger.error("a line of %s is no journal entry (%s); it is left out", part.path.name, error)
+        return None
 
 
-def _wal(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute(
-        "PRAGMA synchronous=NORMAL"
-    )  # a commit survives the process; syncing would cost each batch
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.close()
-
-
-def _migrate(connection: Connection) -> None:
-    known = inspect(connection).has_table("journal_version")
-    version = (
-        connection.execute(select(func.max(journal_version.c.version))).scalar() if known else None
-    ) or 0
-    if version > len(MIGRATIONS):
-        raise JournalError(
-            f"the journal has schema {version}, this Homestill knows up to {len(MIGRATIONS)}; upgrade Homestill"
-        )
-    for migration in MIGRATIONS[version:]:
-        migration(connection)
-    if version < len(MIGRATIONS):
-        connection.execute(insert(journal_version).values(version=len(MIGRATIONS)))
+def _cause(error: Exception) -> object:
+    """What the database said, without the statement and its values: requests have no place in a log."""
+    return error.orig if isinstance(error, DBAPIError) else error

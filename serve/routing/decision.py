@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from serve.routing.policy import Reason
-
 Route = Literal["local", "teacher"]
+Reason = Literal[
+    "confident",
+    "low_confidence",
+    "unparsable",
+    "out_of_distribution",
+    "too_long",
+    "not_this_task",
+    "unsupported",
+    "tool_loop",
+    "policy",
+    "budget",
+    "optimistic",
+    "teacher_down",
+    "local_down",
+    "local_busy",
+    "no_release",
+    "offline",
+]
+"""Why a request went where it went; the values of `x-homestill-reason`."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +47,17 @@ class Decision:
 
     def body(self) -> dict[str, Any]:
         """The `homestill` object of an answer."""
-        return asdict(self)
+        return dict(self.__dict__)
 
     def headers(self) -> dict[str, str]:
         """The same as headers; words as they are, the rest as JSON writes it."""
-        return {
-            f"x-homestill-{name.replace('_', '-')}": value if isinstance(value, str) else json.dumps(value)
-            for name, value in asdict(self).items()
-        }
+        return {HEADERS[name]: _written(value) for name, value in self.__dict__.items()}
+
+
+HEADERS = {field.name: f"x-homestill-{field.name.replace('_', '-')}" for field in fields(Decision)}
+
+
+def _written(value: str | float | bool | None) -> str:
+    if isinstance(value, str):
+        return value
+    return "null" if value is None else str(value).lower()

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from serve.fingerprint import fingerprint, query
 from serve.release import PredictorPrompt
-
-Reason = Literal[
-    "confident",
-    "low_confidence",
-    "unparsable",
-    "out_of_distribution",
-    "not_this_task",
-    "policy",
-    "budget",
-    "teacher_down",
-    "local_down",
-    "no_release",
-    "offline",
-]
-"""Why a request went where it went; the values of `x-homestill-reason`."""
+from serve.routing.decision import Route
 
 LOCAL_FIELDS = frozenset(
     {
@@ -43,25 +29,30 @@ LOCAL_FIELDS = frozenset(
         "temperature",
         "top_p",
         "seed",
+        # Done to the answer after it was decided on: cut it, show its log-probabilities.
+        "stop",
+        "logprobs",
+        "top_logprobs",
     }
 )
 """Request fields that do not keep a request from the local model."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none",),
     "function_call": ("none",),
     "response_format": ({"type": "text"},),
-    "stop": ("", []),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
     "modalities": (["text"],),
 }
 """Values of other fields that ask for nothing; null asks for nothing everywhere."""
+LOCAL_CALL = "call_local_"
+"""How the ids of the local model's tool calls begin: they come back with the tool's result."""
+BYTES_PER_TOKEN = 16
+"""A text of more bytes than this for each token of the context does not fit, whatever the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +92,34 @@ def match(messages: Sequence[dict[str, str]], predictors: Sequence[PredictorProm
             if asked is not None:
                 return Question(list(messages), predictor, asked)
     return None
+
+
+def tool_loop(request: Mapping[str, Any]) -> Route | None:
+    """Who began the tool loop that this conversation is in; None where it is in none.
+
+    A model goes on with its own calls only: ids and habits of another one would confuse it.
+    """
+    called = [message for message in request["messages"] if message.get("tool_calls")]
+    if not called or request["messages"][-1].get("role") not in ("tool", "function"):
+        return None
+    identity = called[-1]["tool_calls"][0].get("id")
+    return "local" if str(identity).startswith(LOCAL_CALL) else "teacher"
+
+
+def too_long(messages: Sequence[Mapping[str, Any]], context: int) -> bool:
+    """Whether these messages can be seen, without a tokenizer, not to fit into a context of so many tokens."""
+    size = sum(len(str(message.get("content") or "").encode(errors="replace")) for message in messages)
+    return size > context * BYTES_PER_TOKEN
+
+
+def asked(request: Mapping[str, Any]) -> str:
+    """The text of the last user message: what a request without a certified prompt is about."""
+    for message in reversed(request["messages"]):
+        if message.get("role") == "user":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            return "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
+    return ""
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, str] | None:

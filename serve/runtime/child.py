@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,19 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serve.errors import ApiError, EmbeddedError
 from serve.runtime.generation import Generated, Generator, Sampling
+from serve.wire.sse import DONE, dumps, emit
 
-NOT_OFFERED = ("tools", "functions", "response_format", "logit_bias", "stream")
+NOT_OFFERED = ("tools", "functions", "logit_bias", "presence_penalty", "frequency_penalty")
 """What this runtime would have to ignore; asked for with a value, it is an error instead."""
+
+
+Heard = tuple[str, "dict[str, Any] | None"] | None
+"""A piece of an answer and its token, or that there are no more."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ def create_app(generator: Generator, alias: str) -> Starlette:
     async def chat(request: Request) -> Response:
         body = await _json(request)
         messages, sampling = messages_of(body), sampling_of(body)
+        if body.get("stream"):
+            usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            return await streamed(generator, messages, sampling, alias, usage=usage)
         async with turn:
             answer = await _generate(request, generator, messages, sampling)
         return JSONResponse(completion(answer, alias))
@@ -132,12 +140,13 @@ def sampling_of(body: Mapping[str, Any]) -> Sampling:
     Raises:
         ApiError: the request asks for something that this runtime does not do, or a value is wrong.
     """
-    asked = [name for name in NOT_OFFERED if body.get(name) and body[name] != {"type": "text"}]
+    asked = [name for name in NOT_OFFERED if body.get(name)]
     if asked or body.get("n") not in (None, 1):
         raise ApiError(
             400, f"the embedded runtime does not offer {', '.join(asked) or 'n > 1'}; leave it out"
         )
     stop = body.get("stop") or ()
+    schema = schema_of(body.get("response_format"))
     try:
         top_logprobs = int(body.get("top_logprobs") or 0)
         if not 0 <= top_logprobs <= 20:
@@ -151,9 +160,87 @@ def sampling_of(body: Mapping[str, Any]) -> Sampling:
             stop=(stop,) if isinstance(stop, str) else tuple(str(text) for text in stop),
             logprobs=bool(body.get("logprobs")),
             top_logprobs=top_logprobs,
+            schema=schema,
         )
     except (TypeError, ValueError) as error:
         raise ApiError(400, f"a sampling parameter is wrong: {error}") from error
+
+
+def schema_of(response_format: Any) -> str | None:
+    """The JSON schema that a response_format asks for, as text.
+
+    Raises:
+        ApiError: it asks for something else.
+    """
+    kind = response_format.get("type") if isinstance(response_format, dict) else response_format
+    if kind in (None, "text"):
+        return None
+    if kind == "json_object":
+        return json.dumps({"type": "object"})
+    schema = (response_format.get("json_schema") or {}).get("schema") if kind == "json_schema" else None
+    if not isinstance(schema, dict):
+        raise ApiError(
+            400,
+            f"response_format is {json.dumps(response_format)[:80]}; use text, json_object or json_schema with a schema",
+            param="response_format",
+        )
+    return json.dumps(schema)
+
+
+async def streamed(
+    generator: Generator, messages: list[dict[str, str]], sampling: Sampling, alias: str, *, usage: bool
+) -> Response:
+    """The answer as server-sent events, one for each token. What is wrong with the request is found out before.
+
+    Raises:
+        ApiError: as `Generator.answer`.
+    """
+    loop, heard, stop = asyncio.get_running_loop(), asyncio.Queue[Heard](), threading.Event()
+
+    def told(text: str, entry: dict[str, Any] | None) -> None:
+        loop.call_soon_threadsafe(heard.put_nowait, (text, entry))
+
+    work = asyncio.create_task(asyncio.to_thread(generator.answer, messages, sampling, stop.is_set, told))
+    work.add_done_callback(lambda _: heard.put_nowait(None))
+    first = await heard.get()
+    if first is None and work.exception():
+        work.result()
+
+    async def events() -> AsyncIterator[bytes]:
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": alias}
+        head["object"] = "chat.completion.chunk"
+        piece = first
+        try:
+            yield _event(head, {"role": "assistant", "content": ""})
+            while piece is not None:
+                text, entry = piece
+                yield _event(head, {"content": text}, logprobs={"content": [entry]} if entry else None)
+                piece = await heard.get()
+            answer = await work
+            yield _event(head, {}, reason=answer.finish_reason)
+            if usage:
+                yield emit(dumps({**head, "choices": [], "usage": usage_of(answer)}))
+            yield emit(DONE)
+        finally:
+            stop.set()  # the client may have left; the generator ends with its next token
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def _event(
+    head: Mapping[str, Any], delta: dict[str, Any], *, logprobs: Any = None, reason: str | None = None
+) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    return emit(dumps({**head, "choices": [choice]}))
+
+
+def usage_of(answer: Generated) -> dict[str, int]:
+    """OpenAI's `usage`."""
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+    }
 
 
 def completion(answer: Generated, alias: str) -> dict[str, Any]:
@@ -164,18 +251,13 @@ def completion(answer: Generated, alias: str) -> dict[str, Any]:
         "logprobs": {"content": answer.tokens} if answer.tokens is not None else None,
         "finish_reason": answer.finish_reason,
     }
-    usage = {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-    }
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": alias,
         "choices": [choice],
-        "usage": usage,
+        "usage": usage_of(answer),
     }
 
 

@@ -8,7 +8,9 @@ over its `Llama`.
 
 from __future__ import annotations
 
+import codecs
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, cast
 
 import llama_cpp
 import numpy as np
+from llama_cpp import LlamaGrammar
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
@@ -37,6 +40,12 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    schema: str | None = None
+    """JSON schema that the answer has to follow, as text; a grammar then rules out all other tokens."""
+
+
+Told = Callable[[str, "dict[str, Any] | None"], None]
+"""Hears of every token as it is drawn: the text that is certain by now, and its log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Generator:
         self._vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
         self._pieces: dict[int, bytes] = {}
         self._last_prompt: list[int] = []
+        self._lock = threading.Lock()
         self._render = Jinja2ChatFormatter(
             template=template,
             eos_token=self._special(llama.token_eos()),
@@ -102,41 +112,63 @@ class Generator:
         return text, self._llama.tokenize(text.encode(), add_bos=False, special=True)
 
     def answer(
-        self, messages: Sequence[dict[str, str]], sampling: Sampling, stopped: Callable[[], bool]
+        self,
+        messages: Sequence[dict[str, str]],
+        sampling: Sampling,
+        stopped: Callable[[], bool],
+        told: Told | None = None,
     ) -> Generated:
         """Generate to the end of the turn, the longest allowed answer, or until `stopped()`.
 
+        Args:
+            told: the texts that it hears are together the answer's.
+
         Raises:
-            ApiError: the conversation does not fit into the context.
+            ApiError: the conversation does not fit into the context, or the schema is none.
         """
+        with self._lock:  # llama.cpp's context is one: whoever comes too early waits here
+            return self._generated(self._prompt(messages), sampling, stopped, told)
+
+    def _prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         prompt = self.render(messages)[1]
-        room = self._llama.n_ctx() - len(prompt)
-        if room < 1:
+        if len(prompt) >= self._llama.n_ctx():
             raise ApiError(
                 400,
                 f"the prompt has {len(prompt)} tokens, the context holds {self._llama.n_ctx()}; send less",
                 code="context_length_exceeded",
             )
+        return prompt
+
+    def _generated(
+        self, prompt: list[int], sampling: Sampling, stopped: Callable[[], bool], told: Told | None
+    ) -> Generated:
+        room = self._llama.n_ctx() - len(prompt)
         longest = min(sampling.max_tokens or room, room)
         data, tokens, count, reason = b"", [], 0, "length"
+        spoken = _Spoken(sampling.stop, told)
         for token in self._tokens(prompt, sampling):
             if llama_cpp.llama_vocab_is_eog(self._vocabulary, token):
                 reason = "stop"
                 break
             data += self._piece(token)
             count += 1
-            if sampling.logprobs:
-                tokens.append(self._entry(token, sampling.top_logprobs))
+            entry = self._entry(token, sampling.top_logprobs) if sampling.logprobs else None
+            if entry:
+                tokens.append(entry)
             end = _stop_at(data, sampling.stop)
             if end is not None:
                 data, reason = data[:end], "stop"
+                spoken.last(data, entry)
                 break
+            spoken.next(data, entry)
             if count >= longest or stopped():
                 break
+        spoken.last(data, None)
         text = data.decode(errors="replace")
         return Generated(text, reason, tokens if sampling.logprobs else None, len(prompt), count)
 
     def _tokens(self, prompt: list[int], sampling: Sampling) -> Any:
+        grammar = _grammar(sampling.schema)
         if sampling.seed is not None:
             self._llama.set_seed(sampling.seed)
         self._rewind(prompt)
@@ -147,6 +179,7 @@ class Generator:
             top_k=0,
             min_p=0.0,
             repeat_penalty=1.0,
+            grammar=grammar,
         )
 
     def _rewind(self, prompt: list[int]) -> None:
@@ -207,6 +240,45 @@ class Generator:
         buffer = ctypes.create_string_buffer(size)
         length: int = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
         return bytes(buffer.raw[:length]) if length >= 0 else self._text(token, special=special, size=-length)
+
+
+class _Spoken:
+    """Tells of an answer while it grows: whole characters, and nothing that may be the beginning of a stop text."""
+
+    def __init__(self, stops: Sequence[str], told: Told | None) -> None:
+        self._told = told
+        self._held = max((len(stop.encode()) - 1 for stop in stops), default=0)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._said = 0
+
+    def next(self, data: bytes, entry: dict[str, Any] | None) -> None:
+        """All that was generated so far, and the token that was drawn last."""
+        if self._told:
+            end = max(self._said, len(data) - self._held)
+            text = self._decoder.decode(data[self._said : end])
+            self._said = end
+            self._told(text, entry)
+
+    def last(self, data: bytes, entry: dict[str, Any] | None) -> None:
+        """The rest of the whole answer."""
+        if self._told:
+            text = self._decoder.decode(data[self._said :], final=True)
+            self._said = len(data)
+            if text or entry:
+                self._told(text, entry)
+
+
+def _grammar(schema: str | None) -> Any:
+    if schema is None:
+        return None
+    try:
+        return LlamaGrammar.from_json_schema(schema, verbose=False)
+    except Exception as error:  # whatever its parser stumbles over, the schema is at fault
+        raise ApiError(
+            400,
+            f"the JSON schema cannot be followed ({type(error).__name__}: {error}); send a simpler one",
+            param="response_format",
+        ) from error
 
 
 def _stop_at(data: bytes, stops: Sequence[str]) -> int | None:

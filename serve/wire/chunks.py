@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from serve.wire.sse import dumps
 
 
 def from_answer(answer: Mapping[str, Any], homestill: Mapping[str, Any], *, usage: bool) -> Iterator[bytes]:
-    """A whole answer with one choice as the stream it would have been; `homestill` goes into the last chunk.
+    """A whole answer as the stream it would have been; `homestill` goes into the last chunk.
 
     Args:
         usage: end with a chunk of token counts, as `stream_options.include_usage` asks for.
     """
-    choice = answer["choices"][0]
-    common = {key: answer.get(key) for key in ("id", "created", "model")} | {
-        "object": "chat.completion.chunk"
-    }
-    message = choice["message"]
-    deltas: list[tuple[dict[str, Any], str | None]] = [
-        ({"role": "assistant", "content": ""}, None),
-        ({"content": message.get("content") or ""}, None),
-        ({}, choice.get("finish_reason")),
-    ]
-    chunks: list[dict[str, Any]] = [
-        {**common, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
-        for delta, reason in deltas
-    ]
+    common = {key: answer.get(key) for key in ("id", "created", "model")}
+    common["object"] = "chat.completion.chunk"
+    chunks = [{**common, "choices": [piece]} for choice in answer["choices"] for piece in _pieces(choice)]
     if usage:
         chunks.append({**common, "choices": [], "usage": answer.get("usage")})
     chunks[-1]["homestill"] = homestill
     return map(dumps, chunks)
+
+
+def _pieces(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    message = choice["message"]
+    calls = [{"index": at, **call} for at, call in enumerate(message.get("tool_calls") or [])]
+    deltas: list[tuple[dict[str, Any], Any, str | None]] = [
+        ({"role": "assistant", "content": None if calls else ""}, None, None)
+    ]
+    if message.get("content"):
+        deltas.append(({"content": message["content"]}, choice.get("logprobs"), None))
+    deltas += [({"tool_calls": [call]}, None, None) for call in calls]
+    deltas.append(({}, None, choice.get("finish_reason")))
+    return [
+        {"index": choice.get("index", 0), "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        for delta, logprobs, reason in deltas
+    ]
 
 
 @dataclass
@@ -48,8 +54,11 @@ class Collector:
     usage: Mapping[str, Any] | None = None
     model: str | None = None
     text: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    finish_reason: str | None = None
     ended: int = 0
+    _first: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -62,9 +71,10 @@ class Collector:
         Raises:
             ValueError: it is no chunk of a chat completion, or reports an error.
         """
-        chunk = json.loads(data)
+        chunk = orjson.loads(data)
         if not isinstance(chunk, dict) or not isinstance(chunk.get("choices"), list):
             raise ValueError(data[:200].decode(errors="replace"))
+        self._first = self._first or chunk
         self.model = chunk.get("model") or self.model
         self.usage = chunk.get("usage") or self.usage
         try:
@@ -80,13 +90,32 @@ class Collector:
         content = "".join(self.text) or (None if calls else "")
         return {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
 
+    def answer(self) -> dict[str, Any]:
+        """The chat.completion with its first choice that the stream was, log-probabilities with it."""
+        choice = {
+            "index": 0,
+            "message": self.message(),
+            "logprobs": {"content": self.logprobs} if self.logprobs else None,
+            "finish_reason": self.finish_reason,
+        }
+        return {
+            "id": self._first.get("id"),
+            "object": "chat.completion",
+            "created": self._first.get("created"),
+            "model": self.model,
+            "choices": [choice],
+            "usage": self.usage,
+        }
+
     def _add_choice(self, choice: Mapping[str, Any]) -> None:
         self.ended += choice.get("finish_reason") is not None
         if choice.get("index"):
             return
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
         delta = choice.get("delta") or {}
         if isinstance(delta.get("content"), str):
             self.text.append(delta["content"])
+        self.logprobs += (choice.get("logprobs") or {}).get("content") or []
         for part in delta.get("tool_calls") or []:
             self._add_call(part)
 

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+import orjson
+
 LONGEST = 4 * 1024 * 1024
 DONE = b"[DONE]"
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a lone \r at the end may be half of \r\n: wait for more
@@ -50,8 +52,12 @@ class Parser:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON in UTF-8; a lone surrogate, which UTF-8 cannot hold, as JSON's own escape."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+    """JSON in UTF-8; what orjson does not write (a lone surrogate, as JSON's own escape; a huge integer) too."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return text.encode(errors="backslashreplace")
 
 
 def emit(data: bytes) -> bytes:

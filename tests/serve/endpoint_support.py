@@ -26,6 +26,7 @@ from serve.fingerprint import fingerprint
 from serve.records.journal import Entry, Journal
 from serve.release import content_hash
 from serve.settings import Settings
+from serve.upstreams.dialects import ANY_SERVER, Dialect
 from serve.upstreams.local import ServerLocal
 from serve.upstreams.teacher import Teachers
 from serve.upstreams.upstream import connect
@@ -149,8 +150,25 @@ def completion(model: str, text: str, usage: Any = None, logprob: float | None =
 
 
 def local_model(logprob: float = SURE, text: str | None = None) -> Model:
-    """A local model of this certainty."""
-    return Model(lambda _, body: JSONResponse(completion(body["model"], text or local_text(), None, logprob)))
+    """A local model of this certainty, whole or as a stream."""
+
+    def behave(_: Model, body: dict[str, Any]) -> Response:
+        answer = completion(body["model"], text or local_text(), None, logprob)
+        return streamed(as_chunks(answer)) if body.get("stream") else JSONResponse(answer)
+
+    return Model(behave)
+
+
+def as_chunks(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """A whole answer as the stream of a local runtime: one token at a time, then the counts."""
+    name, choice = answer["model"], answer["choices"][0]
+    chunks = [chunk(name, {"role": "assistant", "content": ""})]
+    for token in (choice["logprobs"] or {"content": []})["content"]:
+        piece = chunk(name, {"content": token["token"]})
+        piece["choices"][0]["logprobs"] = {"content": [token]}
+        chunks.append(piece)
+    chunks.append(chunk(name, {}, choice["finish_reason"]))
+    return [*chunks, {**chunk(name, {}), "choices": [], "usage": answer["usage"]}]
 
 
 TEACHER_PIECES = ["Hel", "lo ", "wörld"]
@@ -202,6 +220,7 @@ def held_stream(chunks: list[dict[str, Any]]) -> Callable[[Model, dict[str, Any]
             except asyncio.CancelledError:
                 model.hung_up.set()
                 raise
+            yield f"data: {json.dumps(chunk('m', {}, 'stop'))}\n\n".encode()
             yield b"data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
@@ -340,6 +359,7 @@ class Hybrid:
     url: str
     client: httpx.Client
     journal: Journal
+    journal_url: str
 
     def ask(self, body: dict[str, Any], **headers: str) -> httpx.Response:
         return self.client.post("/v1/chat/completions", json=body, headers=headers)
@@ -352,7 +372,11 @@ class Hybrid:
 
 @contextmanager
 def hybrid(
-    home: Path, local: Model | str | None, teacher: Model | str | None, settings: Settings | None = None
+    home: Path,
+    local: Model | str | None,
+    teacher: Model | str | None,
+    settings: Settings | None = None,
+    dialect: Dialect = ANY_SERVER,
 ) -> Iterator[Hybrid]:
     """The endpoint over these models; a text is the address of one, None a port where nobody listens."""
     with _address(local) as local_url, _address(teacher) as teacher_url:
@@ -360,13 +384,15 @@ def hybrid(
         chosen = replace(
             base, local=f"{local_url}/v1", teacher_api_base=f"{teacher_url}/v1", teacher_key="sk-teacher"
         )
-        journal = Journal(f"sqlite:///{home / 'journal.db'}")
-        runtime = ServerLocal(connect(proxies=False), chosen.local)
+        journal = Journal(chosen.journal_url)
+        runtime = ServerLocal(
+            connect(proxies=False), chosen.local, dialect=dialect, rules=chosen.config.local
+        )
         teachers = None if chosen.offline else Teachers(chosen, connect(proxies=False))
         app = create_app(chosen, runtime, teachers, journal, poll_s=0.02)
         try:
             with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
-                yield Hybrid(url, client, journal)
+                yield Hybrid(url, client, journal, chosen.journal_url)
         finally:
             journal.close()
 

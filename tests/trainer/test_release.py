@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serve import interface
 from serve import release as releases
 from serve.release import Manifest
 from tests.finished import finished_run, opened
@@ -91,6 +92,7 @@ def test_the_first_release_is_whole_and_current(here: Run) -> None:
         "model.gguf",
         "router.json",
         "neighbours.npz",
+        "interface.json",
         "program.json",
         "program.py",
         "task.yaml",
@@ -245,6 +247,33 @@ def test_a_program_outside_the_task_folder_is_an_error(here: Run) -> None:
     settings = here.task.settings.model_copy(update={"program": "../outside.py:Sorter"})
     with pytest.raises(ReleaseError, match=r"outside\.py lies outside the task folder"):
         made(replace(here, task=replace(here.task, settings=settings)))
+
+
+def test_the_modules_that_the_program_imports_travel_with_it(here: Run) -> None:
+    task = here.task.folder
+    (task / "rules").mkdir()
+    (task / "rules" / "words.py").write_text("import other_one\n")
+    (task / "other_one.py").write_text("")
+    (task / "not_imported.py").write_text("")
+    program = task / "program.py"
+    program.write_text("import rules.words\n" + program.read_text())
+    made(here)
+    released = folder(here) / current(here).version
+    names = {path.relative_to(released).as_posix() for path in released.rglob("*.py")}
+    assert names == {"program.py", "rules/words.py", "other_one.py"}
+    assert names <= current(here).files.keys()
+
+
+def test_a_release_tells_what_the_program_takes_and_gives(here: Run) -> None:
+    made(here)
+    loaded = releases.load(folder(here) / current(here).version)
+    assert loaded.interface is not None
+    assert interface.read(loaded.interface) == interface.Interface(
+        inputs={"text": {"type": "string"}},
+        outputs={"label": {"enum": ["even", "odd"], "type": "string"}},
+        optional=[],
+        predictors=["sort"],
+    )
 
 
 def test_inputs_follow_settings_and_files(here: Run) -> None:

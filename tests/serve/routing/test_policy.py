@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serve.fingerprint import fingerprint
 from serve.release import PredictorPrompt
-from serve.routing.policy import conversation, demands, match
+from serve.routing.policy import asked, conversation, demands, match, tool_loop
 
 SYSTEM = {"role": "system", "content": "Sort."}
 PROMPT = PredictorPrompt(
@@ -31,7 +31,7 @@ def user(content: Any, **more: Any) -> dict[str, Any]:
         ({"tools": None, "n": 1, "logprobs": False, "stop": [], "response_format": {"type": "text"}}, []),
         ({"tools": [{}], "tool_choice": "auto"}, ["tool_choice", "tools"]),
         ({"n": 2}, ["n"]),
-        ({"stop": ["x"]}, ["stop"]),
+        ({"stop": ["x"], "logprobs": True, "top_logprobs": 3}, []),
         ({"logit_bias": {"1": 2}}, ["logit_bias"]),
         ({"response_format": {"type": "json_object"}}, ["response_format"]),
         ({"not_known_yet": False}, ["not_known_yet"]),
@@ -97,3 +97,32 @@ def test_whatever_a_client_sends_gets_a_verdict(
     if found is not None:
         assert all(isinstance(message["content"], str) for message in found)
         match(found, [PROMPT])
+
+
+def called(identity: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": identity}]}
+
+
+RESULT = {"role": "tool", "tool_call_id": "x", "content": "1"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"),
+    [
+        ([user("a")], None),
+        ([user("a"), called("call_1"), RESULT], "teacher"),
+        ([user("a"), called("call_local_1"), RESULT], "local"),
+        ([user("a"), called("call_local_1"), RESULT, called("call_2"), RESULT], "teacher"),
+        ([user("a"), called("call_1"), RESULT, {"role": "assistant", "content": "b"}, user("c")], None),
+    ],
+)
+def test_a_tool_loop_belongs_to_whoever_made_its_last_call(
+    messages: list[dict[str, Any]], found: str | None
+) -> None:
+    assert tool_loop({"messages": messages}) == found
+
+
+def test_what_a_request_is_about_is_its_last_question() -> None:
+    parts = [{"type": "text", "text": "b"}, {"type": "image_url"}, {"type": "text", "text": "c"}]
+    assert asked({"messages": [user("a"), user(parts), {"role": "assistant", "content": "d"}]}) == "b\n\nc"
+    assert asked({"messages": [{"role": "system", "content": "s"}]}) == ""

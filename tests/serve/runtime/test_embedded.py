@@ -30,6 +30,7 @@ from serve.runtime.generation import Generated, Generator, Sampling
 from serve.settings import Settings
 from serve.upstreams.local import EmbeddedLocal
 from serve.upstreams.upstream import connect
+from serve.wire.chunks import Collector
 from tests.serve.endpoint_support import hang_up_after, hybrid, point, question, running, write_release
 from tests.serve.runtime.tiny_gguf import LONG, SPECIAL, write
 
@@ -105,6 +106,36 @@ class TestGenerator:
         assert (cut.text, cut.finish_reason) == (text[: text.index(readable)], "stop")
         assert generator.answer(HELLO, Sampling(max_tokens=40), lambda: True).completion_tokens == 1
 
+    @pytest.mark.parametrize("number", range(4))
+    @pytest.mark.parametrize("stop", [(), ("e",), ("no such text",)])
+    def test_what_is_told_on_the_way_is_the_whole_answer(
+        self, generator: Generator, number: int, stop: tuple[str, ...]
+    ) -> None:
+        messages = [{"role": "user", "content": f"Größe {number} 😀"}]
+        sampling = Sampling(
+            max_tokens=30, temperature=0.9, seed=number, stop=stop, logprobs=True, top_logprobs=2
+        )
+        heard: list[tuple[str, dict[str, Any] | None]] = []
+        answer = generator.answer(messages, sampling, never, lambda *piece: heard.append(piece))
+        assert "".join(text for text, _ in heard) == answer.text
+        assert [entry for _, entry in heard if entry] == answer.tokens
+        whole = generator.answer(messages, sampling, never)
+        assert (whole.text, whole.tokens, whole.finish_reason) == (
+            answer.text,
+            answer.tokens,
+            answer.finish_reason,
+        )
+
+    def test_a_schema_is_followed(self, generator: Generator) -> None:
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+        found = generator.answer(
+            HELLO, Sampling(max_tokens=60, seed=1, temperature=1.0, schema=json.dumps(schema)), never
+        )
+        assert found.finish_reason == "stop"
+        assert isinstance(json.loads(found.text)["ok"], bool)
+        with pytest.raises(ApiError, match="schema cannot be followed"):
+            generator.answer(HELLO, Sampling(schema='{"$ref": "#/nowhere"}'), never)
+
     def test_a_prompt_that_does_not_fit_is_refused(self, generator: Generator) -> None:
         with pytest.raises(ApiError, match="context holds 256") as refusal:
             generator.answer([{"role": "user", "content": "a" * 300}], Sampling(), never)
@@ -119,16 +150,20 @@ class TestGenerator:
     ("body", "fault"),
     [
         ({"tools": [{}]}, "tools"),
-        ({"stream": True}, "stream"),
         ({"n": 2}, "n > 1"),
         ({"top_logprobs": 21}, "0-20"),
         ({"temperature": "hot"}, "hot"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"presence_penalty": 1.0}, "presence_penalty"),
     ],
 )
 def test_what_it_does_not_offer_is_an_error(body: dict[str, Any], fault: str) -> None:
     with pytest.raises(ApiError, match=fault):
         sampling_of(body)
+
+
+USAGE = {"include_usage": True}
 
 
 def ask(endpoint: Endpoint, **more: Any) -> httpx.Response:
@@ -143,6 +178,21 @@ class TestEmbedded:
             answer = ask(endpoint, logprobs=True, top_logprobs=2).json()
             assert (answer["model"], answer["usage"]["completion_tokens"]) == ("tiny:1", 3)
             assert len(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
+            whole = ask(endpoint, max_tokens=9, temperature=0, logprobs=True).json()
+            lines = ask(
+                endpoint, max_tokens=9, temperature=0, logprobs=True, stream=True, stream_options=USAGE
+            ).text
+            *chunks, last = [line.removeprefix("data: ") for line in lines.splitlines() if line]
+            collector = Collector()
+            for chunk in chunks:
+                collector.add(chunk.encode())
+            assert (last, collector.answer()["choices"], collector.usage) == (
+                "[DONE]",
+                whole["choices"],
+                whole["usage"],
+            )
+            refused = ask(endpoint, messages=[{"role": "user", "content": "a" * 300}], stream=True)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
             rendered = httpx.post(
                 endpoint.base_url.replace("/v1", "/extras/render"), json={"messages": HELLO}
             ).json()
@@ -221,7 +271,9 @@ class Endless(Generator):
         self.began = threading.Event()
         self.stopped = threading.Event()
 
-    def answer(self, messages: Any, sampling: Sampling, stopped: Callable[[], bool]) -> Generated:
+    def answer(
+        self, messages: Any, sampling: Sampling, stopped: Callable[[], bool], told: Any = None
+    ) -> Generated:
         self.began.set()
         while not stopped():
             time.sleep(0.001)
