@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -22,8 +23,10 @@ from serve.api.models import Models
 from serve.api.replies import CLIENT_GONE
 from serve.errors import ApiError
 from serve.guard.budget import Budget
+from serve.guard.hosts import HostCheck
 from serve.guard.keys import Keys
 from serve.records.journal import Journal
+from serve.records.retention import Retention
 from serve.routing.router import Router
 from serve.settings import Settings
 from serve.tasks import Tasks
@@ -47,6 +50,7 @@ def create_app(
     journal: Journal,
     *,
     observers: Sequence[Observer] = (),
+    hosts: Sequence[str] = (),
     poll_s: float = 1.0,
 ) -> Starlette:
     """The ASGI application.
@@ -56,6 +60,7 @@ def create_app(
         teachers: None offline.
         journal: stays open; whoever opened it closes it.
         observers: told of every ended request, beside the journal, the metrics and the page.
+        hosts: names by which it may be asked, beside those of loopback and of serve.yaml.
         poll_s: seconds between two looks at every `current`.
     """
     config = settings.config
@@ -79,13 +84,15 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await tasks.refresh()
-        watching = asyncio.create_task(tasks.watch(poll_s))
+        retention = Retention(journal, config.journal.keep_days)
+        running = [asyncio.create_task(work) for work in (tasks.watch(poll_s), retention.run())]
         try:
             yield
         finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            for work in running:
+                work.cancel()
+                with suppress(asyncio.CancelledError):
+                    await work
             await finish.drain()
             await tasks.close()
             if teachers:
@@ -101,7 +108,8 @@ def create_app(
         Left: _client_gone,
         Exception: _own_fault,
     }
-    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    checked = Middleware(HostCheck, hosts=(*config.limits.hosts, *hosts))
+    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=[checked])
 
 
 def _gauges(

@@ -288,18 +288,28 @@ def _where(error: BaseException) -> str:
 def _summary(asked: _Asked, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All calls in one: nothing is promised or known that is not so for each of them."""
     routes = {call["route"] for call in calls}
-    taught = [call for call in calls if call["route"] == "teacher"]
-    decisive = (taught or list(calls))[:1]
+    guarantees = {call["guarantee"] for call in calls}
     return {
         "route": next(iter(routes)) if len(routes) == 1 else "mixed" if routes else None,
-        "reason": decisive[0]["reason"] if decisive else None,
+        "reason": _decisive(calls),
         "confidence": _all_or_none(min, [call["confidence"] for call in calls]),
-        "guarantee": calls[0]["guarantee"] if len({call["guarantee"] for call in calls}) == 1 else "none",
+        "threshold": asked.served.release.router.threshold,
+        "guarantee": guarantees.pop() if len(guarantees) == 1 else "none",
         "release": asked.served.release.version,
         "degraded": any(call["degraded"] for call in calls),
         "cost_usd": _all_or_none(sum, [call["cost_usd"] for call in calls]) if calls else 0.0,
+        "overhead_ms": _all_or_none(sum, [call["overhead_ms"] for call in calls]),
         "calls": list(calls),
     }
+
+
+def _decisive(calls: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why not all of it is local and proven: the reason of the first call that is not; else that of all."""
+    reasons = [
+        call["reason"]
+        for call in sorted(calls, key=lambda call: (call["route"] == "local", call["reason"] == "confident"))
+    ]
+    return reasons[0] if reasons else None
 
 
 def _all_or_none(fold: Any, values: Sequence[float | None]) -> float | None:

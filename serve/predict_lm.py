@@ -89,7 +89,7 @@ class Engine:
             self._stopped = True
             waiting = list(self._open)
         for future in waiting:
-            pass
+            future.cancel()
 
     def _answered(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         with self._lock:

@@ -158,7 +158,7 @@ class Sources(MetaPathFinder, Loader):
 
 def _need_dspy() -> None:
     try:
-        importlib.import_module("dspy")
+        import dspy  # noqa: F401  whether it can be
     except ModuleNotFoundError as error:
         if error.name != "dspy":
             raise
@@ -168,7 +168,8 @@ def _need_dspy() -> None:
 
 def _made(sources: Sources, program: str, state: Any) -> Any:
     """An instance of the class that task.yaml names, in the state that was released."""
-    dspy = importlib.import_module("dspy")
+    import dspy
+
     file, _, name = program.rpartition(":")
     kind = getattr(sources.entry(file), name)
     if not (isinstance(kind, type) and issubclass(kind, dspy.Module)):

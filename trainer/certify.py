@@ -67,7 +67,7 @@ def run(run: Run) -> None:
     prompts = _prompts(run)
     refusal = _unmeasured(run, prompts)
     if refusal:
-        _write(run, prompts, None, certificate.refused(refusal), _teacher_alone(run), None)
+        _write(run, prompts, None, certificate.refused(refusal), _teacher_alone(run))
         return
     (prompt,) = prompts
     folder = run.stage("certify")
@@ -80,9 +80,11 @@ def run(run: Run) -> None:
     certified = _certified(run, fit_rows, _rows(run, prompt, neighbours, fitted, calibrate_ids))
     test_rows = _rows(run, prompt, neighbours, fitted, _test_ids(run))
     measured = _measured(run, fit_rows, test_rows, certified.threshold)
-    pairs = [_kept_pairs(run, rows, certified.threshold) for rows in (fit_rows, test_rows)]
-    baseline = audit.baseline(*pairs, prompt.fields) if certified.certified else None
-    _write(run, prompts, fitted, certified, measured, baseline)
+    baseline = None
+    if certified.certified:
+        known, sealed = (_kept_pairs(run, rows, certified.threshold) for rows in (fit_rows, test_rows))
+        baseline = audit.baseline(known, sealed, prompt.fields)
+    _write(run, prompts, fitted, certified, measured, baseline=baseline)
 
 
 def split(ids: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -279,7 +281,8 @@ def _write(
     fitted: Fitted | None,
     certified: Certificate,
     measured: Mapping[str, Any],
-    baseline: Mapping[str, Any] | None,
+    *,
+    baseline: Mapping[str, Any] | None = None,
 ) -> None:
     folder, quality = run.stage("certify"), run.task.settings.quality
     registered = read_json(run.folder / "register" / "registration.json")["model"]

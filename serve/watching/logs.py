@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -94,24 +94,31 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def configured(log_format: Literal["text", "json"], stream: TextIO | None = None) -> Iterator[logging.Logger]:
-    """Let the logger `serve` and those below it write, until the block ends; then all is as before.
+    """Let the loggers `serve` and `uvicorn` and those below them write, until the block ends; then all is as before.
 
     Args:
         stream: None: standard error.
     """
-    serve = logging.getLogger("serve")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    level, propagate = serve.level, serve.propagate
-    serve.addHandler(handler)
-    serve.setLevel(logging.INFO)
-    serve.propagate = False  # or a handler of the root's writes every line again
+    with ExitStack() as stack:
+        for name in ("serve", "uvicorn"):
+            stack.enter_context(_writing(logging.getLogger(name), handler))
+        yield logging.getLogger("serve")
+
+
+@contextmanager
+def _writing(target: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    level, propagate = target.level, target.propagate
+    target.addHandler(handler)
+    target.setLevel(logging.INFO)
+    target.propagate = False  # or a handler of the root's writes every line again
     try:
-        yield serve
+        yield
     finally:
-        serve.removeHandler(handler)
-        serve.setLevel(level)
-        serve.propagate = propagate
+        target.removeHandler(handler)
+        target.setLevel(level)
+        target.propagate = propagate
 
 
 def _time(record: logging.LogRecord) -> str:

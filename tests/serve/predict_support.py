@@ -194,6 +194,8 @@ class FakeRouter:
 
     answer: Callable[[Asked], Any] = usual
     route: Callable[[Asked], str] = lambda asked: "local" if asked.predictor == "read" else "teacher"
+    more: Callable[[Asked], dict[str, Any]] = lambda _: {}
+    """Changes to what the answer says of itself."""
     asked: list[Asked] = field(default_factory=list)
 
     async def __call__(
@@ -209,7 +211,7 @@ class FakeRouter:
         self.asked.append(asked)
         found = self.answer(asked)
         text = await found if hasattr(found, "__await__") else found
-        return completion("m", text) | {"homestill": decided(self.route(asked))}
+        return completion("m", text) | {"homestill": decided(self.route(asked), **self.more(asked))}
 
 
 class FakeLocal:

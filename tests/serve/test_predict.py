@@ -86,6 +86,16 @@ def test_a_program_whose_calls_all_went_one_way_says_so(home: Path) -> None:
     assert (summary["route"], summary["reason"], summary["confidence"]) == ("local", "confident", 0.9)
 
 
+def test_a_local_answer_that_is_not_proven_shows_in_the_summary(home: Path) -> None:
+    unproven = {"reason": "offline", "guarantee": "none", "confidence": None}
+    router = FakeRouter(
+        route=lambda _: "local", more=lambda asked: unproven if asked.predictor == "judge" else {}
+    )
+    summary = at(home, router, lambda endpoint: endpoint.post(ONE)).json()["homestill"]
+    assert (summary["route"], summary["reason"]) == ("local", "offline")
+    assert (summary["guarantee"], summary["confidence"]) == ("none", None)
+
+
 def test_an_unparsable_answer_is_the_programs_error_and_is_not_asked_again(home: Path) -> None:
     router = FakeRouter(lambda _: "no markers")
     response = at(home, router, lambda endpoint: endpoint.post(ONE))
@@ -132,21 +142,37 @@ def test_a_model_that_is_out_keeps_its_status(home: Path, status: int, code: str
     assert response.headers["x-request-id"] + "-2" == router.asked[-1].identity
 
 
-def test_a_program_that_swallows_an_outage_is_not_an_answer(tmp_path: Path) -> None:
-    swallowing = PROGRAM.replace(
-        "        found = self.read(text=text, limit=limit)\n",
-        "        try:\n            found = self.read(text=text, limit=limit)\n"
-        "        except Exception:\n            found = self.read(text=text, limit=0)\n",
-    )
-    release(tmp_path / "releases", {"program.py": swallowing})
+@pytest.mark.parametrize("instead", ["dspy.Prediction(tags=[])", "self.read(text=text, limit=0)"])
+def test_a_program_that_goes_on_after_an_outage_gives_no_answer(tmp_path: Path, instead: str) -> None:
+    calling = "        found = self.read(text=text, limit=limit)\n"
+    caught = f"        try:\n    {calling}        except Exception:\n            return {instead}\n"
+    release(tmp_path / "releases", {"program.py": PROGRAM.replace(calling, caught)})
 
     def out(_: Asked) -> str:
         raise ApiError(503, "both out")
 
     router = FakeRouter(out)
     response = at(tmp_path, router, lambda endpoint: endpoint.post(ONE))
-    assert response.status_code == 503
+    assert (response.status_code, response.json()["error"]["message"]) == (503, "both out")
     assert len(router.asked) == 1
+
+
+def test_a_program_may_answer_an_overlong_prompt_in_another_way(tmp_path: Path) -> None:
+    calling = "        found = self.read(text=text, limit=limit)\n"
+    caught = (
+        f"        try:\n    {calling}        except dspy.ContextWindowExceededError:\n"
+        "            found = self.read(text='less', limit=limit)\n"
+    )
+    release(tmp_path / "releases", {"program.py": PROGRAM.replace(calling, caught)})
+
+    def longest(asked: Asked) -> str:
+        if asked.predictor == "read" and asked.text == "much":
+            raise ApiError(400, "too long", code="context_length_exceeded")
+        return usual(asked)
+
+    response = at(tmp_path, FakeRouter(longest), lambda endpoint: endpoint.post({"text": "much", "limit": 1}))
+    assert response.status_code == 200, response.text
+    assert response.json()["outputs"]["count"] == 3
 
 
 def test_a_task_without_a_release_is_unknown(home: Path) -> None:

@@ -120,6 +120,7 @@ def test_a_release_is_loaded_with_its_paths(tmp_path: Path) -> None:
     loaded = release.load(folder)
     assert loaded.model == folder / "model.gguf"
     assert loaded.neighbours == folder / "neighbours.npz"
+    assert loaded.interface is None  # as in every release from before there was one
     assert loaded.manifest.scores["student"].mean == 0.9
     assert loaded.router.binds.runtime == "embedded"
     assert loaded.router.model is not None

@@ -129,7 +129,8 @@ def fill(store: Store, student: Student, numbers: Sequence[int]) -> None:
         score, tokens, text = student.answer(number, source)
         store.add_answer(stored("student", number, score, [call(number, tokens, text)]))
         teacher_right = source.random() < 0.97
-        store.add_answer(stored("teacher", number, top if teacher_right else 0.0, []))
+        said = f"[[ ## label ## ]]\n{LABELS[(number + (not teacher_right)) % 2]}\n\n[[ ## completed ## ]]"
+        store.add_answer(stored("teacher", number, top if teacher_right else 0.0, [call(number, [], said)]))
 
 
 def outcome(run: Run) -> tuple[RouterFile, dict[str, Any]]:
@@ -175,6 +176,16 @@ def test_the_router_file_says_what_it_is_bound_to(certified: Run) -> None:
     assert prompt.fingerprint == fingerprint(messages(1))
     assert [field.model_dump() for field in prompt.fields] == [{"name": "label", "labels": ["even", "odd"]}]
     assert router.sampling.model_dump() == {"temperature": 0.0, "max_tokens": 512, "context": 2048}
+
+
+def test_audits_have_something_to_be_held_against(certified: Run) -> None:
+    """Of the 200 test rows those that are kept, and how many of them the teacher answers otherwise."""
+    router, summary = outcome(certified)
+    assert router.audit is not None and router.audit.fields == ["label"]
+    assert router.audit.kept == 200 * summary["hybrid"]["local_share"]
+    assert 0 < router.audit.disagreed < 0.1 * router.audit.kept  # the teacher itself errs in 3 %
+    rate = router.audit.disagreed / router.audit.kept
+    assert rate < router.audit.upper < rate + 0.06
 
 
 def test_serving_computes_the_confidence_that_was_certified(certified: Run) -> None:
