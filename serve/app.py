@@ -17,14 +17,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serve.api.chat import Chat, Left
+from serve.api.completions import Completions
 from serve.api.door import Door
+from serve.api.embeddings import Embeddings
 from serve.api.finish import Finish, Observer
 from serve.api.models import Models
+from serve.api.ollama import OllamaApi
 from serve.api.replies import CLIENT_GONE
+from serve.auditing import Auditing
+from serve.config import Config
 from serve.errors import ApiError
 from serve.guard.budget import Budget
 from serve.guard.hosts import HostCheck
 from serve.guard.keys import Keys
+from serve.predict import Predict
+from serve.records.entry import Entry
 from serve.records.journal import Journal
 from serve.records.retention import Retention
 from serve.routing.router import Router
@@ -67,16 +74,23 @@ def create_app(
     tasks = Tasks(settings.releases, settings.runtime, local, teachers)
     budget = Budget(settings.budget_file, config)
     router = Router(tasks, teachers, config, budget)
-    gauges = _gauges(settings, tasks, teachers, journal, budget)
+    told: list[Observer] = []
+    auditing = Auditing(router, journal, lambda entry: _tell(told, entry))
+    gauges = _gauges(config, tasks, teachers, journal=journal, budget=budget, auditing=auditing)
     live = Live(tasks, gauges)
     metrics = Metrics(CollectorRegistry(), tasks, gauges)
     tracing = to_collector(config.otlp_endpoint, version("homestill")) if config.otlp_endpoint else None
-    told = [journal.record, live.observe, metrics.observe, AccessLog().observe, *observers]
-    finish = Finish(told, router, traced=tracing.observe if tracing else None)
+    told += [journal.record, live.observe, metrics.observe, AccessLog().observe, *observers]
+    finish = Finish(told, router, kept=auditing.kept, traced=tracing.observe if tracing else None)
     door = Door(Keys(settings.api_keys, settings.keys_file), config)
     chat = Chat(door, router, finish, config.limits)
+    predict = Predict(tasks, chat.complete, door, config.limits.body_bytes)
     routes = [
         *chat.routes(),
+        *Completions(chat).routes(),
+        *Embeddings(chat, tasks).routes(),
+        *OllamaApi(chat, tasks, version("homestill")).routes(),
+        *predict.routes(),
         *Models(door, tasks, journal, offline=settings.offline).routes(),
         *site(live, metrics, tasks, releases=settings.releases, authorize=door.caller),
     ]
@@ -85,10 +99,14 @@ def create_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await tasks.refresh()
         retention = Retention(journal, config.journal.keep_days)
-        running = [asyncio.create_task(work) for work in (tasks.watch(poll_s), retention.run())]
+        running = [
+            asyncio.create_task(work)
+            for work in (tasks.watch(poll_s), retention.run(), auditing.audits.run())
+        ]
         try:
             yield
         finally:
+            await predict.close()
             for work in running:
                 work.cancel()
                 with suppress(asyncio.CancelledError):
@@ -112,11 +130,21 @@ def create_app(
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=[checked])
 
 
+def _tell(observers: Sequence[Observer], entry: Entry) -> None:
+    for observe in observers:
+        observe(entry)
+
+
 def _gauges(
-    settings: Settings, tasks: Tasks, teachers: Teachers | None, journal: Journal, budget: Budget
+    config: Config,
+    tasks: Tasks,
+    teachers: Teachers | None,
+    *,
+    journal: Journal,
+    budget: Budget,
+    auditing: Auditing,
 ) -> Gauges:
     """What the page and the metrics ask for when somebody looks."""
-    config = settings.config
 
     def queue() -> Queue:
         models = [served.local for served in tasks.served.values() if served.local]
@@ -130,7 +158,13 @@ def _gauges(
         caps |= {f"task {name}": config.rules(name).daily_usd for name in tasks.served}
         return [Spending(scope, budget.spent_usd(scope), cap) for scope, cap in caps.items()]
 
-    return Gauges(queue=queue, breakers=breakers, lost=lambda: journal.lost, spending=spending)
+    return Gauges(
+        queue=queue,
+        breakers=breakers,
+        lost=lambda: journal.lost,
+        spending=spending,
+        drift=lambda: auditing.drift(tasks),
+    )
 
 
 def _json(value: Any, status: int, headers: Mapping[str, str] | None = None) -> Response:

@@ -137,6 +137,9 @@ class Chat:
                 await asyncio.wait({answering})
             self._finish(call, CLIENT_GONE, error="the client went away")
             raise Left from gone
+        except asyncio.CancelledError:
+            self._finish(call, CLIENT_GONE, error="the client went away")
+            raise
         except Exception as error:  # ours; the client is told in general words, the journal what it was
             self._finish(call, 500, error=f"{type(error).__name__}: {error}"[:500])
             raise

@@ -101,6 +101,21 @@ class Router:
         """Ask the student alone, as `shadow` does beside the teacher's answer."""
         return await self._strategies["shadow"].judge(call)
 
+    async def second_opinion(self, call: Call) -> tuple[dict[str, Any], float | None, int]:
+        """What the teacher says to a request that was answered already: its answer, cost in US dollars, attempts.
+
+        Raises:
+            Withheld: the rules or the budget forbid it, or there is no teacher.
+            UpstreamError.
+        """
+        body = {key: value for key, value in call.body.items() if key not in ("stream", "stream_options")}
+        again = Call(replace(call.ask, body=body), call.served, call.rules, self._clock)
+        teacher = self._teacher(again)
+        if teacher is None:
+            raise Withheld("offline", "the teacher is switched off (HOMESTILL_OFFLINE)")
+        answer, paid = await self._teaching.whole(again, teacher)
+        return answer, paid, again.attempts
+
     async def _ask_teacher(self, call: Call, reason: Reason) -> Outcome:
         teacher = self._teacher(call)
         if teacher is None and call.served is None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -363,6 +364,13 @@ class Hybrid:
 
     def ask(self, body: dict[str, Any], **headers: str) -> httpx.Response:
         return self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    def until_entries(self, count: int) -> None:
+        """Wait until so many requests are in the journal."""
+        deadline = time.monotonic() + 20
+        while len(self.entries()) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def entries(self) -> list[Entry]:
         """What was journaled, everything written."""

@@ -135,19 +135,6 @@ def test_of_two_limits_for_the_answer_the_larger_one_counts() -> None:
     assert worst_case(both, PRICE) >= WORST * NANO
 
 
-def test_an_attempt_that_may_have_been_billed_stays_spent_beside_the_next(tmp_path: Path) -> None:
-    budget = Budget(tmp_path / "budget.db", Config(daily_usd=WORST * 2.5))
-    reservation = admit(budget)
-    reservation.again()
-    reservation.settle(0.0)
-    assert budget.spent_usd() == pytest.approx(WORST)
-    last = admit(budget)
-    with pytest.raises(BudgetExceeded):
-        last.again()
-    last.settle(0.0)  # it may have been billed all the same
-    assert budget.spent_usd() == pytest.approx(2 * WORST)
-
-
 def test_what_is_spent_without_a_cap_is_counted_and_outlives_the_process(tmp_path: Path) -> None:
     clock = Clock()
     budget = Budget(tmp_path / "budget.db", Config(), clock)
