@@ -20,7 +20,7 @@ from serve.api.chat import Chat, Left
 from serve.api.completions import Completions
 from serve.api.door import Door
 from serve.api.embeddings import Embeddings
-from serve.api.finish import Finish, Observer
+from serve.api.finish import Finish, Observer, tell
 from serve.api.models import Models
 from serve.api.ollama import OllamaApi
 from serve.api.replies import CLIENT_GONE
@@ -31,7 +31,6 @@ from serve.guard.budget import Budget
 from serve.guard.hosts import HostCheck
 from serve.guard.keys import Keys
 from serve.predict import Predict
-from serve.records.entry import Entry
 from serve.records.journal import Journal
 from serve.records.retention import Retention
 from serve.routing.router import Router
@@ -47,6 +46,8 @@ from serve.watching.site import routes as site
 from serve.watching.tracing import to_collector
 from serve.wire.sse import dumps
 
+LAST_AUDITS_S = 5.0
+"""How long the end waits for audits under way: their answers are paid for."""
 logger = logging.getLogger("serve")
 
 
@@ -75,7 +76,7 @@ def create_app(
     budget = Budget(settings.budget_file, config)
     router = Router(tasks, teachers, config, budget)
     told: list[Observer] = []
-    auditing = Auditing(router, journal, lambda entry: _tell(told, entry))
+    auditing = Auditing(router, journal, lambda entry: tell(told, entry))
     gauges = _gauges(config, tasks, teachers, journal=journal, budget=budget, auditing=auditing)
     live = Live(tasks, gauges)
     metrics = Metrics(CollectorRegistry(), tasks, gauges)
@@ -98,6 +99,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await tasks.refresh()
+        for served in tasks.served.values():
+            await auditing.follow(served.release)
         retention = Retention(journal, config.journal.keep_days)
         running = [
             asyncio.create_task(work)
@@ -107,6 +110,8 @@ def create_app(
             yield
         finally:
             await predict.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(auditing.audits.drain(), LAST_AUDITS_S)
             for work in running:
                 work.cancel()
                 with suppress(asyncio.CancelledError):
@@ -128,11 +133,6 @@ def create_app(
     }
     checked = Middleware(HostCheck, hosts=(*config.limits.hosts, *hosts))
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=[checked])
-
-
-def _tell(observers: Sequence[Observer], entry: Entry) -> None:
-    for observe in observers:
-        observe(entry)
 
 
 def _gauges(

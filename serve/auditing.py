@@ -9,6 +9,7 @@ from serve.records.audits import Audits, Kept, Said, Skipped
 from serve.records.drift import Drifts
 from serve.records.entry import Entry
 from serve.records.journal import Journal
+from serve.release import Release
 from serve.routing.call import Call
 from serve.routing.router import Router
 from serve.routing.teaching import Withheld
@@ -34,11 +35,17 @@ class Auditing:
     def kept(self, call: Call, entry: Entry) -> None:
         """A local answer was given to a client as good."""
         served, question = call.served, call.question
-        if not served or not question or not call.local_answer or not self.audits.draw(call.rules.audit):
+        if entry.guarantee == "none" or not served or not question or not call.local_answer:
+            return  # the drift is that of what was promised
+        if not self.audits.draw(call.rules.audit):
             return
         text = call.local_answer["choices"][0]["message"].get("content") or ""
         fields = served.fields[question.predictor.name]
         self.audits.offer(Kept(entry, served.release, fields, text, lambda: self._asked(call)))
+
+    async def follow(self, release: Release) -> None:
+        """Take up what earlier audits of a release have found."""
+        await self._drifts.follow(release)
 
     def drift(self, tasks: Tasks) -> Mapping[str, gauges.Drift]:
         """What is known of the releases in use, by task."""

@@ -71,16 +71,9 @@ class Finish:
         await asyncio.gather(*self._comparing)
 
     def _tell(self, entry: Entry, traceparent: str | None = None) -> None:
-        observers = list(self._observers)
+        tell(self._observers, entry)
         if self._traced:
-            observers.append(partial(self._traced, traceparent=traceparent))
-        for observe in observers:
-            try:
-                observe(entry)
-            except (
-                Exception
-            ):  # one that cannot keep up must not cost the client its answer, nor the others theirs
-                logger.exception("request %s: an observer failed", entry.id)
+            tell([partial(self._traced, traceparent=traceparent)], entry)
 
     async def _compare(self, call: Call, told: Entry, message: Mapping[str, Any]) -> None:
         """What the student would have said, and whether it agrees; an entry of its own in the journal."""
@@ -103,3 +96,12 @@ class Finish:
             local_answer=local if told.messages else None,
         )
         self._tell(shadow)
+
+
+def tell(observers: Sequence[Observer], entry: Entry) -> None:
+    """One that cannot keep up costs the client nothing, nor the others."""
+    for observe in observers:
+        try:
+            observe(entry)
+        except Exception:
+            logger.exception("request %s: an observer failed", entry.id)

@@ -248,7 +248,7 @@ class Budget:
 
 def _opened(path: Path, oldest: str) -> sqlite3.Connection:
     """budget.db without the days before `oldest`."""
-    database = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE_S)
+    database = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE_S, check_same_thread=False)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=NORMAL")  # a commit survives the process, which is what counts
     database.executescript(SCHEMA)

@@ -16,6 +16,7 @@ from typing import Any
 from serve.config import Config
 from serve.errors import ApiError, UpstreamDown, UpstreamError, UpstreamRefused, unknown_model
 from serve.guard.budget import Budget
+from serve.guard.keys import Caller
 from serve.routing import student
 from serve.routing.call import Ask, Call, Clock
 from serve.routing.decision import Decision, Reason
@@ -27,6 +28,7 @@ from serve.upstreams.teacher import Teacher, Teachers, cost
 from serve.wire.chunks import Collector
 
 RATE_LIMITED = 429
+AUDITOR = Caller("audits")
 STATUS_OF = {"budget": RATE_LIMITED, "policy": 403}
 """HTTP status where neither model answers, by the reason why the teacher does not; else 503."""
 
@@ -109,7 +111,8 @@ class Router:
             UpstreamError.
         """
         body = {key: value for key, value in call.body.items() if key not in ("stream", "stream_options")}
-        again = Call(replace(call.ask, body=body), call.served, call.rules, self._clock)
+        ask = replace(call.ask, body=body, caller=AUDITOR)  # it is not the client who spends this
+        again = Call(ask, call.served, call.rules, self._clock)
         teacher = self._teacher(again)
         if teacher is None:
             raise Withheld("offline", "the teacher is switched off (HOMESTILL_OFFLINE)")

@@ -434,6 +434,6 @@ def hang_up_after(url: str, body: dict[str, Any], began: threading.Event) -> Non
     """Ask, wait until somebody works on the question, and close the connection."""
     asked = httpx.Request("POST", f"{url}/v1/chat/completions", json=body)
     with socket.create_connection((asked.url.host, asked.url.port or 0)) as connection:
-        head = f"POST {asked.url.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(asked.content)}\r\n\r\n"
+        head = f"POST {asked.url.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(asked.content)}\r\n\r\n"
         connection.sendall(head.encode() + asked.content)
         assert began.wait(10)

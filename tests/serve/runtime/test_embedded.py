@@ -182,11 +182,11 @@ class TestEmbedded:
             lines = ask(
                 endpoint, max_tokens=9, temperature=0, logprobs=True, stream=True, stream_options=USAGE
             ).text
-            *chunks, last = [line.removeprefix("data: ") for line in lines.splitlines() if line]
+            *chunks, end = [line.removeprefix("data: ") for line in lines.splitlines() if line]
             collector = Collector()
             for chunk in chunks:
                 collector.add(chunk.encode())
-            assert (last, collector.answer()["choices"], collector.usage) == (
+            assert (end, collector.answer()["choices"], collector.usage) == (
                 "[DONE]",
                 whole["choices"],
                 whole["usage"],
