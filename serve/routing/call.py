@@ -49,6 +49,8 @@ class Call:
         self.body = ask.body
         self.served = served
         self.rules = rules
+        self.alone = False
+        """No teacher can be asked, so an answer is followed to its end, whatever it is worth."""
         self.question: Question | None = None
         self.confidence: float | None = None
         self.local_answer: dict[str, Any] | None = None

@@ -88,6 +88,7 @@ class Router:
             ApiError: neither model can answer, or the teacher finds the request at fault.
         """
         strategy = self._strategies[call.rules.strategy]
+        call.alone = self._teacher(call) is None or call.ask.egress == "never"
         reason = strategy.before(call)
         if reason is None and call.rules.strategy != "shadow":
             if call.streamed and call.rules.stream == "optimistic" and call.question:

@@ -69,7 +69,7 @@ class Certified:
         served, question = call.served, call.question
         assert served is not None and question is not None and served.model is not None
         body = student.certified_body(call, question)
-        reason = await student.ask(call, body, _evidence(call, body["max_tokens"]))
+        reason = await student.ask(call, body, None if call.alone else _evidence(call, body["max_tokens"]))
         if reason or call.local_answer is None:
             return reason or "local_down"
         answer = student.taken_apart(call.local_answer, question.query)

@@ -133,6 +133,13 @@ class TestEarlyHandOver:
         assert response.json()["choices"][0]["message"]["content"] == local_text()
         assert (response.headers["x-homestill-degraded"], len(local.asked)) == ("true", 2)
 
+    def test_offline_it_is_asked_once_and_to_the_end(self, tmp_path: Path) -> None:
+        write_release(tmp_path / "releases")
+        local = local_model(UNSURE)
+        with hybrid(tmp_path, local, None, Settings(tmp_path, offline=True)) as served:
+            response = served.ask(question())
+        assert (response.headers["x-homestill-reason"], len(local.asked)) == ("offline", 1)
+
 
 class TestToolLoop:
     def loop(self, identity: str) -> dict[str, Any]:
