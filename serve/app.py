@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from serve.api.chat import Chat, Left
 from serve.api.completions import Completions
+from serve.api.document import Documents
 from serve.api.door import Door
 from serve.api.embeddings import Embeddings
 from serve.api.finish import Finish, Observer, tell
@@ -83,7 +84,8 @@ def create_app(
     tracing = to_collector(config.otlp_endpoint, version("homestill")) if config.otlp_endpoint else None
     told += [journal.record, live.observe, metrics.observe, AccessLog().observe, *observers]
     finish = Finish(told, router, kept=auditing.kept, traced=tracing.observe if tracing else None)
-    door = Door(Keys(settings.api_keys, settings.keys_file), config)
+    keys = Keys(settings.api_keys, settings.keys_file)
+    door = Door(keys, config)
     chat = Chat(door, router, finish, config.limits)
     predict = Predict(tasks, chat.complete, door, config.limits.body_bytes)
     routes = [
@@ -92,6 +94,7 @@ def create_app(
         *Embeddings(chat, tasks).routes(),
         *OllamaApi(chat, tasks, version("homestill")).routes(),
         *predict.routes(),
+        *Documents(door, predict.interfaces, version("homestill"), secured=keys.required).routes(),
         *Models(door, tasks, journal, offline=settings.offline).routes(),
         *site(live, metrics, tasks, releases=settings.releases, authorize=door.caller),
     ]
