@@ -22,6 +22,10 @@ pytest.importorskip("gguf", reason="needs gguf, to write a model")
 from tests.clients.backends import BACKENDS, CALLS, JSON_TEXT, RETRY_AFTER, TEXT, Backend
 from tests.clients.clients import CLIENTS, Answer, Client, Failure, joined
 
+pytestmark = [  # what the packages warn of is their own
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {
     "type": "object",
