@@ -41,7 +41,7 @@ def document(interfaces: Mapping[str, Interface], *, version: str, secured: bool
         version: of this software.
         secured: a key is needed.
     """
-    about = "A local model answers what it is proven to answer well, an API model the rest. Who answered, and why, is in the x-homestill headers and in the answer's `homestill`."
+    about = "A local model answers what it is proven to answer well, an API model the rest. Who answered, and why, is told in the x-homestill headers and in the answer's homestill object."
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Homestill", "version": version, "description": about},
@@ -119,8 +119,8 @@ def _ollama() -> dict[str, Any]:
         return _asking(f"ollama_{name}", told, OLLAMA, request, answer, stream=LINES, error=error)
 
     return {
-        "/api/chat": {"post": asking("chat", "Answer a chat; a stream unless `stream` is false.")},
-        "/api/generate": {"post": asking("generate", "Answer a prompt; a stream unless `stream` is false.")},
+        "/api/chat": {"post": asking("chat", "Answer a chat; a stream unless stream is false.")},
+        "/api/generate": {"post": asking("generate", "Answer a prompt; a stream unless stream is false.")},
         "/api/show": {
             "post": _asking(
                 "ollama_show", "A task's release.", OLLAMA, ref("OllamaShowRequest"), ANYTHING, error=error
@@ -177,7 +177,8 @@ def _asking(
     stream: str | None = None,
     error: Schema | None = None,
 ) -> Operation:
-    content = {JSON: {"schema": answer}} | ({stream: {"schema": TEXT}} if stream else {})
+    streams = {EVENTS: thing({"data": TEXT}, "data"), LINES: TEXT}
+    content = {JSON: {"schema": answer}} | ({stream: {"schema": streams[stream]}} if stream else {})
     headers = {name: {"schema": TEXT} for name in HEADERS.values()}
     egress = {
         "name": EGRESS_HEADER,
@@ -239,7 +240,7 @@ STYLE = """
 main.api { max-width: 60rem; margin: 0 auto; padding: 1rem; display: block; }
 .api h2 { margin: 1.6rem 0 .6rem; font-size: 1rem; }
 .api details { background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; margin: .4rem 0; }
-.api summary { padding: .6rem .8rem; cursor: pointer; overflow-wrap: anywhere; }
+.api summary { padding: .6rem .8rem; margin: 0; cursor: pointer; overflow-wrap: anywhere; }
 .api summary b { color: var(--local); margin-right: .5rem; font-size: .8em; }
 .api .said { padding: 0 .8rem .8rem; }
 .api h3 { margin: .8rem 0 .3rem; font-size: .84rem; }
@@ -265,7 +266,7 @@ def page(found: Mapping[str, Any]) -> str:
             sections.setdefault(operation["tags"][0], []).append(_shown(path, method, operation))
     body = "".join(f"<h2>{escape(tag)}</h2>{''.join(shown)}" for tag, shown in sections.items())
     schemas = "".join(
-        f"<details id='{escape(name)}'><summary>{escape(name)}</summary><div class='said'>{_pre(schema)}</div></details>"
+        f"<details id='{escape(name)}' open><summary>{escape(name)}</summary><div class='said'>{_pre(schema)}</div></details>"
         for name, schema in found["components"]["schemas"].items()
     )
     info = found["info"]
@@ -286,16 +287,19 @@ def page(found: Mapping[str, Any]) -> str:
 def _shown(path: str, method: str, operation: Mapping[str, Any]) -> str:
     parts = []
     for parameter in operation.get("parameters", ()):
-        kind = parameter["schema"].get("enum") or parameter["schema"].get("type")
-        told = f"{parameter['in']}: {parameter['name']} ({kind}) {parameter.get('description', '')}"
+        values = parameter["schema"].get("enum") or [parameter["schema"]["type"]]
+        told = (
+            f"{parameter['in']} {parameter['name']}: {', '.join(values)}. {parameter.get('description', '')}"
+        )
         parts.append(f"<p class='note'>{escape(told)}</p>")
     if "requestBody" in operation:
         parts.append(f"<h3>Request</h3>{_pre(operation['requestBody']['content'][JSON]['schema'])}")
     for status, response in operation["responses"].items():
-        media = ", ".join(response["content"])
-        parts.append(f"<h3>{escape(status)} {escape(response['description'])} <small>{media}</small></h3>")
         if status == "200":
+            parts.append(f"<h3>{', '.join(response['content'])}</h3>")
             parts.append(_pre(next(iter(response["content"].values()))["schema"]))
+        else:
+            parts.append(f"<p class='note'><b>{escape(status)}</b> {escape(response['description'])}</p>")
     summary = (
         f"<b>{method.upper()}</b><code>{escape(path)}</code> <span>{escape(operation['summary'])}</span>"
     )
@@ -306,7 +310,7 @@ def _pre(schema: Any) -> str:
     """A schema as text; one with a name as a link to it."""
     name = schema.get("$ref", "").rpartition("/")[2]
     if name:
-        return f"<p><a href='#{escape(name)}'>{escape(name)}</a></p>"
+        return f"<p><a href='#{escape(name)}'>{escape(name)}</a>, below</p>"
     return f"<pre>{escape(json.dumps(schema, indent=2, ensure_ascii=False))}</pre>"
 
 

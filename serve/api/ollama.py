@@ -19,6 +19,7 @@ from serve.api.checks import parsed
 from serve.api.ollama_words import (
     LATEST,
     Asked,
+    Ids,
     calls_of,
     done_reason,
     from_chat,
@@ -84,6 +85,7 @@ class OllamaApi:
         self._version = version
         self._clock = clock
         self._now = now
+        self._ids = Ids()
 
     def routes(self) -> list[Route]:
         offered: list[tuple[str, Handler, str]] = [
@@ -101,7 +103,7 @@ class OllamaApi:
     async def chat(self, request: Request) -> Response:
         """POST /api/chat."""
         body = parsed(await self._chat.body(request))
-        return await self._answer(request, body, from_chat(body), _as_message)
+        return await self._answer(request, body, from_chat(body, self._ids), _as_message)
 
     async def generate(self, request: Request) -> Response:
         """POST /api/generate."""
@@ -143,7 +145,7 @@ class OllamaApi:
     ) -> Response:
         if not asked.body["messages"]:
             return self._loaded(request, body, asked, shape)
-        writing = _Writing(asked, shape, self._clock, self._now)
+        writing = _Writing(asked, shape, self._clock, self._now, self._ids)
         reply = await self._chat.ask(request, asked.body, endpoint="ollama")
         if reply.events is not None:
             return _Lines(writing.lines(reply.events), reply.headers)
@@ -191,6 +193,7 @@ class _Writing:
     shape: Shape
     clock: Callable[[], int]
     now: Callable[[], datetime]
+    ids: Ids
     began: int = field(init=False)
     first: int | None = None
 
@@ -201,7 +204,7 @@ class _Writing:
         choice = answer["choices"][0]
         message = choice["message"]
         found = (choice.get("logprobs") or {}).get("content")
-        told = self._piece(self.shape(text_of(message), calls_of(message)), found)
+        told = self._piece(self.shape(text_of(message), self._calls(message)), found)
         return told | self._end(choice.get("finish_reason"), answer)
 
     async def lines(self, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -237,13 +240,18 @@ class _Writing:
     def _ending(self, collector: Collector, homestill: dict[str, Any]) -> list[dict[str, Any]]:
         """Tool calls go out when their arguments are complete, which is now."""
         try:
-            calls = calls_of(collector.message())
+            calls = self._calls(collector.message())
         except ApiError as error:
             return [{"error": str(error)}]
         lines = [self._piece(self.shape("", calls)) | {"done": False}] if calls else []
         answer = {"usage": collector.usage, "model": collector.model, "homestill": homestill}
         end = self._end(collector.finish_reason, answer)
         return [*lines, self._piece(self.shape("", [])) | end]
+
+    def _calls(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+        calls = calls_of(message)
+        self.ids.keep(self.asked.body["messages"][-1], calls)
+        return calls
 
     def _piece(self, said: dict[str, Any], logprobs: Any = None) -> dict[str, Any]:
         known = {"model": self.asked.name, "created_at": _stamp(self.now()), **said}

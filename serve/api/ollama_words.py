@@ -6,7 +6,10 @@ word for is named in the answer (`homestill.ignored`), so that nothing is left o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +17,7 @@ import orjson
 
 from serve.api.checks import refuse, shown, validated
 from serve.errors import ApiError
+from serve.wire.sse import dumps
 
 LATEST = ":latest"
 RENAMED = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
@@ -42,18 +46,51 @@ class Asked:
     """What there is no word for."""
 
 
+class Ids:
+    """Ids of the tool calls that were handed out. Ollama's clients send the calls back without them, and by
+    its ids a conversation is known as that of the model which began it.
+
+    Args:
+        most: answers that are remembered; those before are forgotten.
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._known: OrderedDict[bytes, list[str]] = OrderedDict()
+
+    def keep(self, before: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> None:
+        """`calls`, in Ollama's words, were the answer to `before`, the last message of the request."""
+        if calls and all(isinstance(call.get("id"), str) for call in calls):
+            self._known[_key(before, calls)] = [call["id"] for call in calls]
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+
+    def of(self, before: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> list[str] | None:
+        """The ids with which these calls were handed out."""
+        return self._known.get(_key(before, calls))
+
+
+def _key(before: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> bytes:
+    named = [[call["function"]["name"], call["function"].get("arguments") or {}] for call in calls]
+    text = json.dumps([before.get("content"), named], sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()
+
+
 def task_of(name: str) -> str:
     """`tickets:latest` is `tickets`."""
     return name.removesuffix(LATEST)
 
 
-def from_chat(body: Mapping[str, Any]) -> Asked:
+def from_chat(body: Mapping[str, Any], ids: Ids) -> Asked:
     """A request of /api/chat.
+
+    Args:
+        ids: of the calls that were handed out before.
 
     Raises:
         ApiError: 400 with every fault found.
     """
-    reading = _Reading()
+    reading = _Reading(ids)
     messages = reading.messages(body.get("messages"))
     return reading.asked(body, messages)
 
@@ -64,7 +101,7 @@ def from_generate(body: Mapping[str, Any]) -> Asked:
     Raises:
         ApiError: 400 with every fault found.
     """
-    reading = _Reading()
+    reading = _Reading(Ids(0))
     for name, why in NOT_OFFERED.items():
         if body.get(name):
             reading.fault(name, f"{name} is not offered: {why}; leave it out")
@@ -81,6 +118,7 @@ def from_generate(body: Mapping[str, Any]) -> Asked:
 class _Reading:
     """Reads one request and keeps every fault."""
 
+    ids: Ids
     faults: list[tuple[str, str]] = field(default_factory=list)
 
     def fault(self, name: str, told: str) -> None:
@@ -124,7 +162,10 @@ class _Reading:
             self.fault("messages", f"messages is {shown(given)}; send a list of objects")
             return []
         open_calls: list[dict[str, Any]] = []
-        return [self._message(at, message, open_calls) for at, message in enumerate(given)]
+        told: list[dict[str, Any]] = []
+        for message in given:
+            told.append(self._message(message, told, open_calls))
+        return told
 
     def content(self, where: str, text: str, images: Any) -> Any:
         """A text, or parts where there are pictures."""
@@ -137,9 +178,9 @@ class _Reading:
         return [{"type": "text", "text": text}, *parts] if text else parts
 
     def _message(
-        self, at: int, message: Mapping[str, Any], open_calls: list[dict[str, Any]]
+        self, message: Mapping[str, Any], before: list[dict[str, Any]], open_calls: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        where = f"messages[{at}]"
+        where = f"messages[{len(before)}]"
         text = message.get("content") or ""
         if not isinstance(text, str):
             self.fault("messages", f"{where}.content is {shown(text)}; send a text, and pictures as images")
@@ -147,26 +188,27 @@ class _Reading:
         told: dict[str, Any] = {"role": message.get("role")}
         told["content"] = self.content(f"{where}.images", text, message.get("images"))
         if message.get("tool_calls"):
-            told["tool_calls"] = calls = self._calls(at, message["tool_calls"])
+            told["tool_calls"] = calls = self._calls(where, message["tool_calls"], before)
             open_calls[:] = [dict(call) for call in calls]
         if told["role"] == "tool":
             told["tool_call_id"] = self._answered(where, message, open_calls)
         return told
 
-    def _calls(self, at: int, given: Any) -> list[dict[str, Any]]:
+    def _calls(self, where: str, given: Any, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """OpenAI wants the arguments as text, and an id that Ollama's clients may not have kept."""
+        if not isinstance(given, list) or not all(_is_call(call) for call in given):
+            self.fault(
+                "messages", f"{where}.tool_calls is {shown(given)}; send functions with name and arguments"
+            )
+            return []
+        known = self.ids.of(before[-1], given) if before else None
         calls = []
-        for number, call in enumerate(given if isinstance(given, list) else [given]):
-            function = call.get("function") if isinstance(call, dict) else None
-            name = function.get("name") if isinstance(function, dict) else None
-            arguments = function.get("arguments") or {} if isinstance(function, dict) else None
-            if not isinstance(name, str) or not isinstance(arguments, dict):
-                where = f"messages[{at}].tool_calls[{number}]"
-                self.fault("messages", f"{where} is {shown(call)}; send a function with name and arguments")
-                continue
-            identity = call.get("id") or f"call_{at}_{number}"
-            written = {"name": name, "arguments": orjson.dumps(arguments).decode()}
-            calls.append({"id": identity, "type": "function", "function": written})
+        for number, call in enumerate(given):
+            own = known[number] if known else f"call_{len(before)}_{number}"
+            arguments = dumps(call["function"].get("arguments") or {}).decode()
+            function = {"name": call["function"]["name"], "arguments": arguments}
+            identity = call["id"] if isinstance(call.get("id"), str) and call["id"] else own
+            calls.append({"id": identity, "type": "function", "function": function})
         return calls
 
     def _answered(self, where: str, message: Mapping[str, Any], open_calls: list[dict[str, Any]]) -> Any:
@@ -207,6 +249,15 @@ class _Reading:
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
         self.fault("format", f'format is {shown(given)}; use "json" or a JSON schema')
         return {}
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    return (
+        isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments") or {}, dict)
+    )
 
 
 def _data_url(image: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,8 +170,8 @@ class Generator:
 
     def _tokens(self, prompt: list[int], sampling: Sampling) -> Any:
         grammar = _grammar(sampling.schema)
-        if sampling.seed is not None:
-            self._llama.set_seed(sampling.seed)
+        # llama.cpp would begin every answer's draws at the same place
+        self._llama.set_seed(secrets.randbits(31) if sampling.seed is None else sampling.seed)
         self._rewind(prompt)
         return self._llama.generate(
             prompt,

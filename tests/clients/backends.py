@@ -173,6 +173,8 @@ def _answer(body: dict[str, Any]) -> dict[str, Any]:
             each["tool_call_id"]: each["content"] for each in body["messages"] if each["role"] == "tool"
         }
         text = json.dumps(results)
+    elif "[[ ## ok ## ]]" in str(asked["content"]):  # DSPy's own way to ask for a field
+        text = "[[ ## ok ## ]]\nTrue\n\n[[ ## completed ## ]]"
     elif (body.get("response_format") or {}).get("type") in ("json_object", "json_schema"):
         text = JSON_TEXT
     for stop in [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []:

@@ -102,17 +102,14 @@ class OpenAI:
 
         self._url = url
         self._client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=30)
+        self._create: Any = self._client.chat.completions.create
 
     def ask(self, model: str, messages: list[dict[str, Any]], **features: Any) -> Answer:
-        return from_openai(
-            self._client.chat.completions.create(model=model, messages=messages, **features)  # type: ignore[call-overload]
-        )
+        return from_openai(self._create(model=model, messages=messages, **features))
 
     def pieces(self, model: str, messages: list[dict[str, Any]], **features: Any) -> Iterator[Answer]:
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        stream = self._client.chat.completions.create(  # type: ignore[call-overload]
-            model=model, messages=messages, **options, **features
-        )
+        stream = self._create(model=model, messages=messages, **options, **features)
         with closing(stream):
             for chunk in stream:
                 yield from_chunk(chunk)
@@ -222,7 +219,9 @@ class LiteLLM:
 
         self._url = url
         self._litellm = litellm
-        self._known = {"api_base": f"{url}/v1", "api_key": key, "max_retries": 0, "timeout": 30}
+        # Given tools it imports its MCP gateway first, which wants a package that it does not require.
+        self._known: dict[str, Any] = {"max_retries": 0, "timeout": 30, "_skip_mcp_handler": True}
+        self._known |= {"api_base": f"{url}/v1", "api_key": key}
 
     def ask(self, model: str, messages: list[dict[str, Any]], **features: Any) -> Answer:
         return from_openai(self._litellm.completion(f"openai/{model}", messages, **self._known, **features))
@@ -239,7 +238,7 @@ class LiteLLM:
             stream.completion_stream.close()  # its own wrapper has no way to close
 
     def failure(self, error: Exception) -> Failure:
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
+        headers = getattr(error, "litellm_response_headers", None) or {}
         return Failure(
             type(error).__name__, getattr(error, "status_code", None), str(error), headers.get("retry-after")
         )

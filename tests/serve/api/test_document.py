@@ -16,7 +16,7 @@ from serve.api import document as documents
 from serve.api.checks import validated
 from serve.api.completions import as_chat
 from serve.api.document import PAGE_HEADERS, Documents, document, page
-from serve.api.ollama_words import from_chat, from_generate
+from serve.api.ollama_words import Ids, from_chat, from_generate
 from serve.interface import Interface
 from tests.serve.api.dialect_support import chat, client
 
@@ -30,7 +30,7 @@ FOUND = document({"tickets": INTERFACE}, version="1.2.3", secured=True)
 READERS: dict[str, Any] = {
     "/v1/chat/completions": validated,
     "/v1/completions": as_chat,
-    "/api/chat": from_chat,
+    "/api/chat": lambda body: from_chat(body, Ids()),
     "/api/generate": from_generate,
 }
 
@@ -77,7 +77,7 @@ def test_what_the_document_allows_is_accepted(path: str) -> None:
     operation = schemathesis.openapi.from_dict(FOUND)[path]["POST"]
     cases = operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE)
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(cases)
     def accepted(case: Any) -> None:
         READERS[path](plain(case.body))

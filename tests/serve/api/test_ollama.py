@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve.api.ollama import ELSEWHERE, OllamaApi
+from serve.api.ollama_words import Asked, Ids, from_chat, from_generate
 from serve.errors import ApiError
 from serve.wire.sse import dumps
 from tests.serve.api.dialect_support import (
@@ -26,9 +30,13 @@ SAY_HELLO = {"role": "user", "content": "Hello"}
 CALL = {"id": "call_9", "type": "function", "function": {"name": "look", "arguments": '{"at": {"x": 1}}'}}
 
 
-async def post(fake: FakeChat, tmp_path: Path, path: str, body: Any, **headers: str) -> httpx.Response:
+def api_of(fake: FakeChat, tmp_path: Path) -> OllamaApi:
     ticks = itertools.count(0, 1000)
-    api = OllamaApi(fake, tasks(tmp_path), "1.2.3", clock=lambda: next(ticks))  # type: ignore[arg-type]
+    return OllamaApi(fake, tasks(tmp_path), "1.2.3", clock=lambda: next(ticks))  # type: ignore[arg-type]
+
+
+async def post(fake: FakeChat, tmp_path: Path, path: str, body: Any, **headers: str) -> httpx.Response:
+    api = api_of(fake, tmp_path)
     with client(api.routes()) as asking:
         return await asking.post(path, json=body, headers=headers)
 
@@ -161,6 +169,22 @@ class TestChat:
         assert said["tool_calls"][0]["function"] == {"name": "a", "arguments": '{"n":1}'}
         assert [message["tool_call_id"] for message in told] == [two, one, three, "call_own"]
 
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_calls_come_back_with_the_ids_that_they_had(self, tmp_path: Path, stream: bool) -> None:
+        fake = chat(tmp_path, answer=answer({"content": None, "tool_calls": [CALL]}, "tool_calls"))
+        asked = request(stream=stream)
+        sent = {"function": {"name": "look", "arguments": {"at": {"x": 1}}}}
+        result = {"role": "tool", "content": "there", "tool_name": "look"}
+        back = [SAY_HELLO, {"role": "assistant", "tool_calls": [sent]}, result]
+        other = [{**SAY_HELLO, "content": "Bye"}, *back[1:]]
+        with client(api_of(fake, tmp_path).routes()) as asking:
+            for messages in (asked["messages"], back, other):
+                assert (await asking.post("/api/chat", json={**asked, "messages": messages})).is_success
+        _, said, told = fake.asked[1]["messages"]
+        assert said["tool_calls"] == [{**CALL, "function": {"name": "look", "arguments": '{"at":{"x":1}}'}}]
+        assert told["tool_call_id"] == "call_9"
+        assert fake.asked[2]["messages"][1]["tool_calls"][0]["id"] == "call_1_0"
+
     async def test_pictures(self, tmp_path: Path) -> None:
         fake = chat(tmp_path, answer=answer("Hi"))
         await post(
@@ -189,7 +213,7 @@ class TestChat:
             ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content"),
             ({"messages": [{"role": "user", "content": "", "images": "x"}]}, "images"),
             ({"messages": [{"role": "tool", "content": "x"}]}, "without a call"),
-            ({"messages": [{"role": "assistant", "tool_calls": [{"function": "x"}]}]}, "tool_calls[0]"),
+            ({"messages": [{"role": "assistant", "tool_calls": [{"function": "x"}]}]}, "tool_calls is"),
             ({"messages": [{"role": "robot", "content": "x"}]}, "robot"),
             ({"options": []}, ""),
             ({"options": "x"}, "options"),
@@ -230,6 +254,43 @@ class TestChat:
         assert (await post(fake, tmp_path, "/api/pull", {})).status_code == 401
         taken = await post(fake, tmp_path, "/api/chat", request(), authorization="Bearer sk-good")
         assert taken.status_code == 200
+
+
+def test_only_so_many_ids_are_remembered() -> None:
+    ids = Ids(most=2)
+    calls = [{"id": f"call_{number}", "function": {"name": "f", "arguments": {}}} for number in range(3)]
+    for number, call in enumerate(calls):
+        ids.keep({"content": str(number)}, [call])
+    assert [ids.of({"content": str(number)}, calls[:1]) for number in range(3)] == [
+        None,
+        ["call_1"],
+        ["call_2"],
+    ]
+
+
+NAMES = ("model", "messages", "stream", "format", "options", "tools", "logprobs", "top_logprobs", "prompt")
+WORDS = ("role", "content", "images", "tool_calls", "function", "name", "arguments", "user", "tool", "seed")
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**40)
+    | st.floats(0, 9)
+    | st.sampled_from([*WORDS, "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), JSON))
+def test_whatever_comes_is_taken_or_refused_and_nothing_else(more: dict[str, Any]) -> None:
+    body = request(**more)
+    reads: list[Callable[[], Asked]] = [lambda: from_chat(body, Ids()), lambda: from_generate(body)]
+    for read in reads:
+        try:
+            dumps(read().body)
+        except ApiError as error:
+            assert error.status == 400
 
 
 @pytest.mark.asyncio
