@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from serve.config import Egress, TaskRules
 from serve.errors import Unredactable
+from serve.evidence import Evidence
 from serve.guard.keys import Caller
 from serve.guard.redaction import Redacted, redact
 from serve.records.journal import Entry
@@ -52,6 +53,8 @@ class Call:
         self.alone = False
         """No teacher can be asked, so an answer is followed to its end, whatever it is worth."""
         self.question: Question | None = None
+        self.evidence: Evidence | None = None
+        """What is known so far of the student's answer to a certified prompt."""
         self.confidence: float | None = None
         self.local_answer: dict[str, Any] | None = None
         self.given_up = ""

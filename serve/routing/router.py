@@ -102,6 +102,7 @@ class Router:
 
     async def compare(self, call: Call) -> Reason:
         """Ask the student alone, as `shadow` does beside the teacher's answer."""
+        call.alone = True  # to its end, so that there is something to compare
         return await self._strategies["shadow"].judge(call)
 
     async def second_opinion(self, call: Call) -> tuple[dict[str, Any], float | None, int]:

@@ -62,14 +62,14 @@ class Certified:
             return "local_down"
         if too_long(messages, router.sampling.context):
             return "too_long"
-        longest = student.certified_body(call, call.question)["max_tokens"]
-        return "out_of_distribution" if _evidence(call, longest).ruled_out else None
+        call.evidence = _evidence(call, student.certified_body(call, call.question)["max_tokens"])
+        return "out_of_distribution" if call.evidence.ruled_out else None
 
     async def judge(self, call: Call) -> Reason:
         served, question = call.served, call.question
         assert served is not None and question is not None and served.model is not None
         body = student.certified_body(call, question)
-        reason = await student.ask(call, body, None if call.alone else _evidence(call, body["max_tokens"]))
+        reason = await student.ask(call, body, None if call.alone else call.evidence)
         if reason or call.local_answer is None:
             return reason or "local_down"
         answer = student.taken_apart(call.local_answer, question.query)
