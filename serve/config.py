@@ -116,7 +116,7 @@ class Limits(_Section):
 
     body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     header_s: Seconds = 10.0
-    """In which a request's head and body must have come."""
+    """In which a request's head must have come; a body may take 12 times that while at least 1 kB/s comes."""
     idle_s: Seconds = 75.0
     keep_alive_s: Seconds = 5.0
     """Between two signs of life on a stream whose answer is not decided yet."""

@@ -46,15 +46,20 @@ def run(options: argparse.Namespace, home: Path) -> int:
     Raises:
         SettingsError: a name or value is not allowed, or the file is broken.
     """
+    home.mkdir(parents=True, exist_ok=True)
     path = home / "keys.json"
     if options.action == "add":
-        home.mkdir(parents=True, exist_ok=True)
         key = add(path, options.name, tasks=options.task, egress=options.egress, daily_usd=options.daily_usd)
         sys.stdout.write(f"{key}\n")
         sys.stderr.write("this is the only time that it is shown\n")
     elif options.action == "revoke":
-        revoke(path, options.name)
+        left = revoke(path, options.name)
         sys.stdout.write(f"{options.name} is let in no longer\n")
+        if not left:
+            sys.stderr.write(
+                "that was the last stored key: a server that is running still asks for one; started anew, it listens "
+                "to this machine alone and lets everybody on it in, unless HOMESTILL_API_KEYS is set\n"
+            )
     else:
         for entry in read(path).keys:
             tasks = ", ".join(entry.tasks) if entry.tasks is not None else "all tasks"

@@ -13,13 +13,14 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.config import Limits
+from serve.wire.sse import dumps
 
 GRACE_S = 30
-TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 90\r\n\r\n"
-    b'{"error":{"message":"the request came too slowly","type":"invalid_request_error"}}        '
-)
 LONGEST_HEAD = 64 * 1024
+SLOWEST_BODY = 1024
+"""Bytes a second. A body that comes faster may take longer than its head ..."""
+BODY_TURNS = 12
+"""... by this factor: 2 minutes, where a head has 10 seconds."""
 
 
 def configuration(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Config:
@@ -40,14 +41,19 @@ def configuration(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Con
 
 
 def protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol, for which a request has to be complete within `limits.header_s`."""
+    """uvicorn's HTTP protocol, in which a request's head has `limits.header_s` to come, and its body as long
+    again and again while it comes at `SLOWEST_BODY`, at most `BODY_TURNS` times.
+    """
 
     class Hurrying(HttpToolsProtocol):
         """The clock starts with a connection or a request's first byte, and stops with its last."""
 
         _deadline: asyncio.TimerHandle | None = None
-        _head: int | None = 0
+        _head: int | None = None
         """Bytes of the head so far; None while a body is read or nothing is."""
+        _turns = 0
+        _body = 0
+        """Bytes of the body in this turn."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -55,18 +61,23 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._stop()
             self._start()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            self._body += len(data)
             if self._head is not None:
                 self._head += len(data)
                 if self._head > LONGEST_HEAD:
-                    self._give_up()
+                    self._refuse(
+                        431, "Request Header Fields Too Large", f"over {LONGEST_HEAD} bytes of headers"
+                    )
+            elif self._deadline is None and not self._answering():
+                self._start()  # empty lines, which stop uvicorn's own clock and begin no request
 
         def on_headers_complete(self) -> None:
             self._head = None
+            self._body = 0
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
@@ -78,19 +89,45 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def _start(self) -> None:
-            self._head = 0
-            self._deadline = self.loop.call_later(limits.header_s, self._give_up)
+            self._head, self._turns = 0, BODY_TURNS
+            self._wait()
+
+        def _wait(self) -> None:
+            self._stop()
+            self._body = 0
+            self._deadline = self.loop.call_later(limits.header_s, self._late)
 
         def _stop(self) -> None:
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
 
-        def _give_up(self) -> None:
+        def _answering(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _late(self) -> None:
+            self._turns -= 1
+            comes = self._head is None and self._body >= SLOWEST_BODY * limits.header_s
+            before = bool(self.pipeline) or (self._head is not None and self._answering())
+            if before or (comes and self._turns > 0):  # the request before is answered first
+                self._wait()
+            elif self._head is None:  # once the head is there, what is written is the app's
+                self._close()
+            else:
+                self._refuse(408, "Request Timeout", f"the request did not come within {limits.header_s:g} s")
+
+        def _refuse(self, status: int, phrase: str, message: str) -> None:
+            if not (self._answering() or self.transport.is_closing()):
+                body = dumps({"error": {"message": message, "type": "invalid_request_error"}})
+                head = (
+                    f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                    f"content-length: {len(body)}\r\n\r\n"
+                )
+                self.transport.write(head.encode() + body)
+            self._close()
+
+        def _close(self) -> None:
             self._stop()
-            if not self.transport.is_closing():
-                if self._head is not None:  # once the head is there, what is written is the app's
-                    self.transport.write(TOO_SLOW)
-                self.transport.close()
+            self.transport.close()
 
     return Hurrying

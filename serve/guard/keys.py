@@ -7,13 +7,16 @@ A key of ours is 256 random bits, so one round of SHA-256 protects it at rest as
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +29,8 @@ from serve.errors import SettingsError
 
 PREFIX = "hs-"
 LOOK_EVERY_S = 1.0
+GIVEN = "env-"
+"""How keys of the environment are called: env-1, env-2 ..."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +84,26 @@ class Keys:
     """
 
     def __init__(self, given: Sequence[str], path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._given = [(_digest(key), Caller(f"env-{at}")) for at, key in enumerate(given, 1)]
+        self._given = [(_digest(key), Caller(f"{GIVEN}{at}")) for at, key in enumerate(given, 1)]
         self._path = path
         self._clock = clock
-        self._looked = -LOOK_EVERY_S
+        self._looked = -math.inf
         self._stamp: tuple[int, int, int] | None = None
         self._known = self._given
+        self._closed = False
         self.problem = ""
         """Why nobody is let in: keys.json cannot be used."""
 
     @property
     def required(self) -> bool:
-        """Whether a key is needed. A broken keys.json counts: it was written to keep somebody out."""
+        """Whether a key is needed. A broken keys.json counts: it was written to keep somebody out.
+
+        Once one is needed it stays so until a restart, where the address listened on is judged anew: whoever
+        revokes the last key wants to let in fewer, not everybody.
+        """
         self._look()
-        return bool(self._known) or bool(self.problem)
+        self._closed = self._closed or bool(self._known) or bool(self.problem)
+        return self._closed
 
     def who(self, authorization: str | None) -> Caller | None:
         """Whose key an Authorization header holds; None lets nobody in. Every key is compared, in constant time."""
@@ -113,16 +124,15 @@ class Keys:
         if now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
         try:
+            stamp = _stamp(self._path)
+            if stamp == self._stamp and not self.problem:  # what went wrong may be over without a change
+                return
             stored = [(entry.sha256.encode(), entry.caller()) for entry in read(self._path).keys]
         except SettingsError as error:
             self.problem = str(error)
             return
-        self.problem = ""
+        self.problem, self._stamp = "", stamp
         self._known = [*self._given, *stored]
 
 
@@ -152,9 +162,8 @@ def add(
     Raises:
         SettingsError: the name is taken, or a value is not allowed.
     """
-    stored = read(path)
-    if any(entry.name == name for entry in stored.keys):
-        raise SettingsError([f'there is a key named "{name}" already; revoke it first, or take another name'])
+    if name == ANONYMOUS.name or name.startswith(GIVEN):
+        raise SettingsError([f'name is "{name}", which others are called by (caps go by name); take another'])
     key = PREFIX + secrets.token_urlsafe(32)
     try:
         entry = KeyEntry(
@@ -169,21 +178,41 @@ def add(
         raise SettingsError(
             [f"{fault['loc'][0]} is {fault['input']!r}: {fault['msg']}" for fault in error.errors()]
         ) from error
-    _write(path, KeysFile(keys=(*stored.keys, entry)))
+    with _alone(path):
+        stored = read(path)
+        if any(each.name == name for each in stored.keys):
+            raise SettingsError(
+                [f'there is a key named "{name}" already; revoke it first, or take another name']
+            )
+        _write(path, KeysFile(keys=(*stored.keys, entry)))
     return key
 
 
-def revoke(path: Path, name: str) -> None:
-    """
+def revoke(path: Path, name: str) -> int:
+    """Let a key in no longer; how many are left.
+
     Raises:
         SettingsError: there is no such key.
     """
-    stored = read(path)
-    left = tuple(entry for entry in stored.keys if entry.name != name)
-    if len(left) == len(stored.keys):
-        names = ", ".join(entry.name for entry in stored.keys) or "none"
-        raise SettingsError([f'there is no key named "{name}"; there is {names}'])
-    _write(path, KeysFile(keys=left))
+    with _alone(path):
+        stored = read(path)
+        left = tuple(entry for entry in stored.keys if entry.name != name)
+        if len(left) == len(stored.keys):
+            names = ", ".join(entry.name for entry in stored.keys) or "none"
+            raise SettingsError([f'there is no key named "{name}"; there is {names}'])
+        _write(path, KeysFile(keys=left))
+    return len(left)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Two who change the file at once would bring back what one of them revoked."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _write(path: Path, file: KeysFile) -> None:
@@ -199,10 +228,13 @@ def _write(path: Path, file: KeysFile) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """By which a change shows; None where there is no file."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise SettingsError([f"{path} cannot be read ({error}); give the server access to it"]) from error
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 

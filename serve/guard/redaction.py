@@ -15,11 +15,20 @@ from typing import Any
 from serve.errors import Unredactable
 from serve.guard.findings import KINDS, findings
 
-STRUCTURE = frozenset({"model", "role", "type", "id", "tool_call_id", "finish_reason", "object"})
-"""Keys whose text is not the client's own."""
+MODEL = frozenset({"model"})
+MESSAGE = frozenset({"role", "tool_call_id"})
+TOOL_CALL = frozenset({"id", "type"})
+"""Members that are no text of the client's own, by where they stand; elsewhere the same names may hold anything."""
 TEXT_PARTS = frozenset({"text", "refusal"})
-PLACEHOLDER = re.compile(rf"<(?:{'|'.join(KINDS)})_\d+>")
-_BEGUN = re.compile(r"<(?:[A-Z]{0,8}|[A-Z]{2,8}_\d{0,6})\Z")
+PICTURES = "images"
+"""Where Ollama's messages hold what OpenAI's hold in a part."""
+
+_NAME = rf"(?:{'|'.join(KINDS)})_\d{{1,6}}"
+_MENTIONED = re.compile(_NAME)
+# servers written in Go (Ollama among them) write < and > as escapes in a tool call's arguments
+_PLACEHOLDER = re.compile(rf"(?:<|\\u003[cC])({_NAME})(?:>|\\u003[eE])")
+_ESCAPING = r"\\(?:u(?:0(?:0(?:3)?)?)?)?"
+_BEGUN = re.compile(rf"(?:<|\\u003[cC])[A-Z]{{0,8}}(?:(?<=[A-Z])_\d{{0,6}}(?:{_ESCAPING})?)?\Z|{_ESCAPING}\Z")
 """The end of a text that may be the beginning of a placeholder."""
 
 
@@ -43,10 +52,12 @@ class Redacted:
         """
 
         def value(match: re.Match[str]) -> str:
-            found = self._values.get(match.group(), match.group())
+            found = self._values.get(match.group(1))
+            if found is None:
+                return match.group()
             return jsons.dumps(found, ensure_ascii=False)[1:-1] if json else found
 
-        return PLACEHOLDER.sub(value, text)
+        return _PLACEHOLDER.sub(value, text)
 
     def stream(self, *, json: bool = False) -> Restoring:
         """The same for a text that comes in pieces."""
@@ -70,7 +81,7 @@ class Restoring:
         return self._redacted.restore(text[:cut], json=self._json)
 
     def flush(self) -> str:
-        """What was held back, at the text's end."""
+        """What was held back, at the text's end: no whole placeholder."""
         held, self._held = self._held, ""
         return held
 
@@ -78,53 +89,120 @@ class Restoring:
 def redact(body: Mapping[str, Any], phone_region: str | None = "US") -> Redacted:
     """Take personal data and secrets out of every text of a request. `body` is left as it is.
 
+    Args:
+        phone_region: ISO country code by which telephone numbers without +country are read.
+
     Raises:
-        Unredactable: a message holds an image, sound or file: nobody can say what is in it.
+        Unredactable: a message holds an image, sound or file, so nobody can say what is in it; or the request is
+            nested too deeply to be searched.
     """
-    vault = _Vault(phone_region, taken=set(PLACEHOLDER.findall(jsons.dumps(body, ensure_ascii=False))))
-    return Redacted(
-        vault.hidden(body), {placeholder: value for value, placeholder in vault.placeholders.items()}
-    )
+    try:
+        vault = _Vault(phone_region, taken=set(_MENTIONED.findall(jsons.dumps(body, ensure_ascii=False))))
+        return Redacted(vault.request(body), {name: value for value, name in vault.names.items()})
+    except RecursionError as error:
+        raise Unredactable(
+            "the request is nested too deeply for personal data to be searched for; "
+            "send it flatter, or let it out with egress: allow"
+        ) from error
 
 
 class _Vault:
+    """The values of one request. `names`: placeholders without their brackets, by value."""
+
     def __init__(self, phone_region: str | None, taken: set[str]) -> None:
-        self.placeholders: dict[str, str] = {}
+        self.names: dict[str, str] = {}
         self._phone_region = phone_region
         self._taken = taken
         self._numbers: dict[str, int] = {}
 
-    def hidden(self, value: Any) -> Any:
+    def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._members(body, MODEL, {"messages": self._messages, "prediction": self._message})
+
+    def _messages(self, messages: Any) -> Any:
+        return (
+            [self._message(each) for each in messages] if isinstance(messages, list) else self._all(messages)
+        )
+
+    def _message(self, message: Any) -> Any:
+        _check_parts(message)
+        return self._object(
+            message, MESSAGE, {"tool_calls": self._tool_calls, "function_call": self._function}
+        )
+
+    def _tool_calls(self, calls: Any) -> Any:
+        if not isinstance(calls, list):
+            return self._all(calls)
+        return [self._object(each, TOOL_CALL, {"function": self._function}) for each in calls]
+
+    def _function(self, function: Any) -> Any:
+        return self._object(function, frozenset(), {"arguments": self._arguments})
+
+    def _arguments(self, arguments: Any) -> Any:
+        """JSON as text: values are searched for as they are meant, numbers too, and it stays JSON."""
+        try:
+            meant = jsons.loads(arguments)
+        except (TypeError, ValueError):
+            return self._all(arguments)
+        hidden = self._all(meant, numbers=True)
+        # of two members of one name only the last is meant, but both would leave
+        return self._text(arguments) if hidden == meant else jsons.dumps(hidden, ensure_ascii=False)
+
+    def _object(self, value: Any, kept: frozenset[str], by_name: Mapping[str, Any]) -> Any:
+        """An object of the API's own, or whatever else the client sent in its place."""
+        return self._members(value, kept, by_name) if isinstance(value, Mapping) else self._all(value)
+
+    def _members(
+        self, value: Mapping[str, Any], kept: frozenset[str], by_name: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """`kept` members stay, and some are read in a way of their own."""
+        return {
+            self._text(key): each
+            if key in kept and isinstance(each, str)
+            else by_name.get(key, self._all)(each)
+            for key, each in value.items()
+        }
+
+    def _all(self, value: Any, numbers: bool = False) -> Any:
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, list):
-            return [self.hidden(each) for each in value]
-        if not isinstance(value, dict):
-            return value
-        return {key: self._member(key, each) for key, each in value.items()}
-
-    def _member(self, key: str, value: Any) -> Any:
-        if key == "content" and isinstance(value, list):
-            kinds = [part.get("type") if isinstance(part, dict) else type(part).__name__ for part in value]
-            for kind in kinds:
-                if kind not in TEXT_PARTS:
-                    raise Unredactable(
-                        f"a message holds a part of type {kind}, in which personal data cannot be searched for; "
-                        "send text, or let it out with egress: allow"
-                    )
-        return value if key in STRUCTURE and isinstance(value, str) else self.hidden(value)
+            return [self._all(each, numbers) for each in value]
+        if isinstance(value, dict):
+            return {self._text(key): self._all(each, numbers) for key, each in value.items()}
+        if numbers and isinstance(value, int) and self._text(str(value)) != str(value):
+            return self._text(str(value))
+        return value
 
     def _text(self, text: str) -> str:
         pieces, end = [], 0
         for start, after, kind in findings(text, self._phone_region):
-            pieces += [text[end:start], self._placeholder(text[start:after], kind)]
+            pieces += [text[end:start], f"<{self._name(text[start:after], kind)}>"]
             end = after
-        return "".join([*pieces, text[end:]])
+        return "".join([*pieces, text[end:]]) if pieces else text
 
-    def _placeholder(self, value: str, kind: str) -> str:
-        while value not in self.placeholders:
+    def _name(self, value: str, kind: str) -> str:
+        while value not in self.names:
             self._numbers[kind] = self._numbers.get(kind, 0) + 1
-            placeholder = f"<{kind}_{self._numbers[kind]}>"
-            if placeholder not in self._taken:
-                self.placeholders[value] = placeholder
-        return self.placeholders[value]
+            name = f"{kind}_{self._numbers[kind]}"
+            if name not in self._taken:
+                self.names[value] = name
+        return self.names[value]
+
+
+def _check_parts(message: Any) -> None:
+    """
+    Raises:
+        Unredactable: a part is not text.
+    """
+    if not isinstance(message, Mapping):
+        return
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    kinds = [str(part.get("type")) if isinstance(part, dict) else type(part).__name__ for part in parts]
+    kinds += [PICTURES] if message.get(PICTURES) else []
+    for kind in kinds:
+        if kind not in TEXT_PARTS:
+            raise Unredactable(
+                f"a message holds a part of type {kind}, in which personal data cannot be searched for; "
+                "send text, or let it out with egress: allow"
+            )

@@ -18,6 +18,9 @@ from serve.upstreams.teacher import Teacher, cost
 from serve.wire.chunks import Collector
 from serve.wire.sse import dumps
 
+TEXTS = ("content", "refusal", "reasoning_content")
+"""Fields of a message that hold what the teacher says."""
+
 
 class Withheld(Exception):
     """The teacher is not asked.
@@ -160,8 +163,9 @@ def _restored(answer: dict[str, Any], redacted: Redacted) -> dict[str, Any]:
     """With the client's own words where the teacher saw placeholders."""
     for choice in answer["choices"]:
         message = choice["message"]
-        if isinstance(message.get("content"), str):
-            message["content"] = redacted.restore(message["content"])
+        for field in TEXTS:
+            if isinstance(message.get(field), str):
+                message[field] = redacted.restore(message[field])
         for each in message.get("tool_calls") or []:
             function = each.get("function") or {}
             if isinstance(function.get("arguments"), str):
@@ -190,8 +194,9 @@ class _Places:
     def restore(self, choice: dict[str, Any]) -> None:
         delta = choice.setdefault("delta", {})
         at = choice.get("index", 0)
-        if isinstance(delta.get("content"), str):
-            delta["content"] = self._stream(at, None).feed(delta["content"])
+        for field in TEXTS:
+            if isinstance(delta.get(field), str):
+                delta[field] = self._stream(at, field).feed(delta[field])
         for part in delta.get("tool_calls") or []:
             function = part.get("function") or {}
             if isinstance(function.get("arguments"), str):
@@ -199,18 +204,19 @@ class _Places:
         if choice.get("finish_reason") is not None:
             self._flush(at, delta)
 
-    def _stream(self, choice: int, call: int | None) -> Any:
-        key = (choice, call)
+    def _stream(self, choice: int, place: str | int) -> Any:
+        """Of a field of the message, or of the arguments of its call of this number."""
+        key = (choice, place)
         if key not in self._streams:
-            self._streams[key] = self._redacted.stream(json=call is not None)
+            self._streams[key] = self._redacted.stream(json=isinstance(place, int))
         return self._streams[key]
 
     def _flush(self, choice: int, delta: dict[str, Any]) -> None:
         """What was held back because it might have been the beginning of a placeholder."""
-        for (of, call), stream in self._streams.items():
+        for (of, place), stream in self._streams.items():
             rest = stream.flush() if of == choice else ""
-            if rest and call is None:
-                delta["content"] = (delta.get("content") or "") + rest
+            if rest and isinstance(place, str):
+                delta[place] = (delta.get(place) or "") + rest
             elif rest:
-                part = {"index": call, "function": {"arguments": rest}}
+                part = {"index": place, "function": {"arguments": rest}}
                 delta["tool_calls"] = [*(delta.get("tool_calls") or []), part]

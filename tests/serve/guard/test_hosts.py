@@ -42,6 +42,12 @@ async def test_only_names_of_ours_are_answered(host: str, status: int) -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_ipv6_address_is_known_in_its_brackets() -> None:
+    assert (await ask(("FD00::1",), {"host": "[fd00::1]:8000"})).status_code == 200
+    assert (await ask(("FD00::1",), {"host": "[fd00::2]:8000"})).status_code == 421
+
+
+@pytest.mark.asyncio
 async def test_a_star_takes_every_name() -> None:
     assert (await ask(("*",), {"host": "anything"})).status_code == 200
 
@@ -54,6 +60,8 @@ async def test_a_star_takes_every_name() -> None:
         ("http://evil.example", 403),
         ("http://localhost:9000", 403),
         ("null", 403),
+        ("http://[", 403),
+        ("localhost:8000", 403),
     ],
 )
 async def test_another_sites_page_may_not_ask(origin: str, status: int) -> None:

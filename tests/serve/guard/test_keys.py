@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,50 @@ def test_a_broken_file_lets_nobody_in(tmp_path: Path, content: str) -> None:
     assert "restore it" in keys.problem
 
 
+def test_revoking_the_last_key_does_not_open_the_door(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys.json", Clock()
+    key = new(path)
+    keys = Keys((), path, clock)
+    assert keys.required
+    assert revoke(path, "alice") == 0
+    for clock.now in (2.0, 4.0):
+        assert (keys.who(f"Bearer {key}"), keys.who(None), keys.required) == (None, None, True)
+        path.unlink(missing_ok=True)  # nor does removing the file
+
+
+def test_a_fault_that_is_over_is_forgotten_though_the_file_is_as_before(tmp_path: Path) -> None:
+    path, aside, clock = tmp_path / "keys.json", tmp_path / "aside", Clock()
+    key = new(path)
+    keys = Keys((), path, clock)
+    assert keys.who(f"Bearer {key}")
+    path.rename(aside)
+    path.write_text("broken")
+    clock.now = 2.0
+    assert keys.who(f"Bearer {key}") is None
+    aside.replace(path)
+    clock.now = 4.0
+    assert keys.who(f"Bearer {key}")
+    assert keys.problem == ""
+
+
+def test_a_place_that_cannot_be_looked_at_lets_nobody_in(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    keys = Keys((), tmp_path / "file" / "keys.json")
+    assert (keys.who(None), keys.required) == (None, True)
+    assert "give the server access" in keys.problem
+
+
+def test_nothing_is_lost_when_several_change_the_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    new(path, "gone")
+    names = [f"key-{number}" for number in range(12)]
+    with ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(new, path, name) for name in names]
+        pool.submit(revoke, path, "gone").result()
+        assert len({each.result() for each in made}) == len(names)
+    assert sorted(entry.name for entry in read(path).keys) == sorted(names)
+
+
 def test_only_the_hash_is_kept_and_only_for_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     key = new(path)
@@ -84,6 +129,9 @@ def test_names_are_unique_and_values_are_checked(tmp_path: Path) -> None:
         new(path, "a b")
     with pytest.raises(SettingsError, match="daily_usd"):
         add(path, "bob", tasks=None, egress="allow", daily_usd=-1)
+    for taken in ("env-1", "anonymous"):
+        with pytest.raises(SettingsError, match="others are called by"):
+            new(path, taken)
     with pytest.raises(SettingsError, match='no key named "bob"; there is alice'):
         revoke(path, "bob")
     assert [entry.name for entry in read(path).keys] == ["alice"]

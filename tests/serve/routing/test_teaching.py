@@ -1,0 +1,120 @@
+"""What the teacher is shown under `redact`, and what the client gets back, over a real endpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.config import Config, Egress, Price, TaskRules
+from serve.settings import Settings
+from tests.serve.endpoint_support import (
+    Model,
+    chunk,
+    completion,
+    events,
+    hybrid,
+    local_model,
+    streamed,
+    write_release,
+)
+from tests.serve.routing.test_strategies import _entries, _json
+
+MAIL = "bob@example.org"
+BODY: dict[str, Any] = {"model": "gpt", "messages": [{"role": "user", "content": f"Write to {MAIL}."}]}
+CALL = {"id": "c", "type": "function", "function": {"name": "mail", "arguments": '{"to": "<EMAIL_1>"}'}}
+
+
+def settings(home: Path, egress: Egress, **more: Any) -> Settings:
+    return Settings(home, config=Config(defaults=TaskRules(egress=egress, audit=0), **more))
+
+
+def teacher() -> Model:
+    """Says the placeholder back, in text and in a tool call; in pieces that cut it anywhere."""
+
+    def behave(_: Model, body: dict[str, Any]) -> Any:
+        if not body.get("stream"):
+            answer = completion("gpt", "I wrote to <EMAIL_1>.")
+            answer["choices"][0]["message"]["tool_calls"] = [CALL]
+            return _json(answer)
+        deltas: list[dict[str, Any]] = [
+            {"content": piece} for piece in ("I wrote to <", "EMA", "IL_1", "> and <EM")
+        ]
+        arguments: list[dict[str, Any]] = [
+            {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
+            for piece in ('{"to": "<EMAIL', '_1>"}')
+        ]
+        return streamed(
+            [chunk("gpt", delta) for delta in (*deltas, *arguments)] + [chunk("gpt", {}, "tool_calls")]
+        )
+
+    return Model(behave)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_placeholders_go_out_and_the_clients_words_come_back(tmp_path: Path, stream: bool) -> None:
+    model = teacher()
+    with hybrid(tmp_path, None, model, settings(tmp_path, "redact")) as served:
+        response = served.ask({**BODY, "stream": stream})
+    assert MAIL not in json.dumps(model.asked)
+    if stream:
+        deltas = [piece["choices"][0]["delta"] for piece in events(response)[:-1]]
+        text = "".join(delta.get("content") or "" for delta in deltas)
+        calls = [part for delta in deltas for part in delta.get("tool_calls") or []]
+        arguments = "".join(part["function"]["arguments"] for part in calls)
+        assert text == f"I wrote to {MAIL} and <EM"
+    else:
+        message = response.json()["choices"][0]["message"]
+        arguments = message["tool_calls"][0]["function"]["arguments"]
+        assert message["content"] == f"I wrote to {MAIL}."
+    assert json.loads(arguments) == {"to": MAIL}
+    (entry,) = _entries(served)
+    assert MAIL not in str(entry)
+    assert entry.egress == "redact"
+
+
+@pytest.mark.parametrize("where", ["rule", "header"])
+def test_never_asks_nobody_and_keeps_nothing(tmp_path: Path, where: str) -> None:
+    write_release(tmp_path / "releases")
+    model = teacher()
+    with hybrid(
+        tmp_path, local_model(), model, settings(tmp_path, "never" if where == "rule" else "allow")
+    ) as served:
+        response = served.ask(
+            {**BODY, "model": "tickets"}, **{"x-homestill-egress": "never"} if where == "header" else {}
+        )
+        nobody = served.ask(BODY, **{"x-homestill-egress": "never"})
+        unclear = served.ask(BODY, **{"x-homestill-egress": "maybe"})
+    assert (response.headers["x-homestill-route"], response.headers["x-homestill-guarantee"]) == (
+        "local",
+        "none",
+    )
+    assert (nobody.status_code, unclear.status_code, model.asked) == (403, 400, [])
+    assert all((entry.messages, entry.answer) == ([], None) for entry in _entries(served))
+
+
+def test_what_cannot_be_searched_does_not_leave(tmp_path: Path) -> None:
+    model = teacher()
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    with hybrid(tmp_path, None, model, settings(tmp_path, "redact")) as served:
+        response = served.ask({**BODY, "messages": [{"role": "user", "content": image}]})
+    assert (response.status_code, model.asked) == (403, [])
+    assert "image_url" in response.json()["error"]["message"]
+
+
+def test_a_cap_is_told_as_one_and_the_local_answer_stands_in(tmp_path: Path) -> None:
+    write_release(tmp_path / "releases")
+    model = teacher()
+    rules = settings(tmp_path, "allow", daily_usd=0.0001, prices={"gpt": Price(input=1, output=1)})
+    with hybrid(tmp_path, local_model(), model, rules) as served:
+        degraded = served.ask({**BODY, "model": "tickets"})
+        refused = served.ask(BODY)
+    assert (degraded.headers["x-homestill-reason"], degraded.headers["x-homestill-degraded"]) == (
+        "budget",
+        "true",
+    )
+    assert (refused.status_code, refused.json()["error"]["type"]) == (429, "insufficient_quota")
+    assert int(refused.headers["retry-after"]) > 0
+    assert model.asked == []
