@@ -189,12 +189,28 @@ def _meant(text: str) -> tuple[str, Sequence[int]]:
     return "".join([*pieces, text[end:]]), [*places, *range(end, len(text) + 1)]
 
 
+_NO_EXTENSION = str.maketrans(dict.fromkeys(",;xX#~", "\n"))
+"""What stands before an extension, and as often before the next number: with it the matcher gives both up."""
+
+
 def _character(escape: str) -> str:
     return chr(int(escape[1:], 16)) if escape.startswith("u") else _SHORT.get(escape, escape)
 
 
 def _candidates(text: str, phone_region: str | None) -> Iterator[Found]:
-    """What cannot be in the text is not looked for."""
+    """What cannot be in the text is not looked for; what has been found already is no part of a phone number."""
+    found = list(_all_but_phones(text))
+    yield from found
+    characters = list(text.translate(_NO_EXTENSION))
+    for start, end, _ in found:
+        characters[start:end] = "\n" * (end - start)
+    rest = "".join(characters)
+    for start, end in _windows(text):
+        for call in PhoneNumberMatcher(rest[start:end], phone_region, leniency=Leniency.VALID):
+            yield start + call.start, start + call.end, PHONE
+
+
+def _all_but_phones(text: str) -> Iterator[Found]:
     if len(text) >= _SHORTEST_KEY:
         if "PRIVATE KEY" in text:
             yield from _found_by(PEM, text)
@@ -211,9 +227,6 @@ def _candidates(text: str, phone_region: str | None) -> Iterator[Found]:
         yield from _found_by(IPV4, text)
     if ":" in text:
         yield from _found_by(IPV6, text)
-    for start, end in windows:
-        for call in PhoneNumberMatcher(text[start:end], phone_region, leniency=Leniency.VALID):
-            yield start + call.start, start + call.end, PHONE
 
 
 def _windows(text: str) -> Iterator[tuple[int, int]]:

@@ -255,7 +255,14 @@ def test_back_is_the_inverse_of_there_whole_and_in_pieces(text: str, cuts: list[
     assert "".join(pieces) + restoring.flush() == text
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize(
+    "behind", [", X-2482300-W", " x12345678901", ";ext=7", ", 4111 1111 1111 1111", "#1234567890123"]
+)
+def test_a_phone_number_is_found_whatever_stands_behind_it(behind: str) -> None:
+    assert "901820" not in content(redact(asked(f"+49 30 901820{behind}")).body)
+
+
+@settings(max_examples=600, deadline=None)
 @given(st.lists(st.sampled_from(ALL), min_size=1, max_size=6), st.sampled_from([", ", " and ", "\n", "; "]))
 def test_no_planted_value_gets_out(planted: list[tuple[str, str]], between: str) -> None:
     found = redact(asked(between.join(value for _, value in planted)))
