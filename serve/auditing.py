@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from serve.records.audits import Audits, Kept, Said, Skipped
-from serve.records.drift import Drifts
+from serve.records.drift import Drift, Drifts
 from serve.records.entry import Entry
 from serve.records.journal import Journal
 from serve.release import Release
@@ -51,12 +51,10 @@ class Auditing:
         """What is known of the releases in use, by task."""
         found = {}
         for name, served in tasks.served.items():
-            drift = self._drifts.of(name, served.release.version)
-            if drift:
-                low, high = drift.interval() or (None, None)
-                found[name] = gauges.Drift(
-                    drift.alarm, drift.audits, drift.estimate, low, high, drift.allowed
-                )
+            # A release that came while we run is followed from its first audit on: until then nothing is known.
+            drift = self._drifts.of(name, served.release.version) or Drift(served.release.router.audit)
+            low, high = drift.interval() or (None, None)
+            found[name] = gauges.Drift(drift.alarm, drift.audits, drift.estimate, low, high, drift.allowed)
         return found
 
     async def _asked(self, call: Call) -> Said:

@@ -45,6 +45,9 @@ class Price(_Section):
     output: Usd
 
 
+Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
+
+
 class TaskRules(_Section):
     """How one task is served."""
 
@@ -55,6 +58,8 @@ class TaskRules(_Section):
     stream: Streaming = "held"
     """`held`: no local token goes out before the decision. `optimistic`: at once, with the guarantee `none`."""
     egress: Egress = "allow"
+    phone_region: Region = "US"
+    """Country (ISO 3166, two letters) by which `redact` reads telephone numbers without a +country."""
     bodies: bool = True
     """Keep messages and answers in the journal; False keeps figures only."""
     audit: Share = 0.01
@@ -70,6 +75,7 @@ class TaskOverrides(_Section):
     threshold: Share | None = None
     stream: Streaming | None = None
     egress: Egress | None = None
+    phone_region: Region | None = None
     bodies: bool | None = None
     audit: Share | None = None
     daily_usd: Usd | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +22,8 @@ from serve.guard.keys import Caller
 from serve.routing.call import Ask, Call
 from serve.routing.router import Outcome, Router
 from serve.wire.sse import dumps
+
+CHAT = "/v1/chat/completions"
 
 
 class Left(Exception):
@@ -45,7 +47,7 @@ class Chat:
         self._limits = limits
 
     def routes(self) -> list[Route]:
-        return [Route("/v1/chat/completions", self.completions, methods=["POST"])]
+        return [Route(CHAT, self.completions, methods=["POST"])]
 
     async def completions(self, request: Request) -> Response:
         """OpenAI's own dialect."""
@@ -146,7 +148,7 @@ class Chat:
 
 
 def new_identity() -> str:
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{os.urandom(16).hex()}"
 
 
 async def read(request: Request, longest: int) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from starlette.types import Receive
 
@@ -19,29 +19,47 @@ class ClientGone(Exception):
     """The client hung up before its answer was complete."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`, and cancel it when the client hangs up. The request's body has been read already.
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """Await `work`, and cancel it when the client hangs up. The request's body has been read already.
 
     Raises:
         ClientGone: it hung up; the work has ended.
     """
-    working, leaving = asyncio.ensure_future(work), None
+    watch = _Watch(receive)
     try:
-        await asyncio.wait({working}, timeout=SOON_S)
-        if not working.done():
-            leaving = asyncio.ensure_future(_disconnected(receive))
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.gone:
+            raise ClientGone from None
+        raise
     finally:
-        if leaving:
-            leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
+        watch.stop()
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that it was made in when the client hangs up. An answer that comes soon costs no task."""
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # ASGI runs in one
+        self.gone = False
+        self._receive = receive
+        self._working = task
+        self._watching: asyncio.Task[None] | None = None
+        self._soon = asyncio.get_running_loop().call_later(SOON_S, self._begin)
+
+    def stop(self) -> None:
+        self._soon.cancel()
+        if self._watching:
+            self._watching.cancel()
+        if self.gone:
+            self._working.uncancel()
+
+    def _begin(self) -> None:
+        self._watching = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._working.cancel()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve.api.chat import Chat, Left
+from serve.api.chat import Chat, Left, new_identity
 from serve.api.checks import parsed, refuse, shown
 from serve.api.disconnect import ClientGone, while_connected
+from serve.api.replies import CLIENT_GONE
 from serve.errors import ApiError, UpstreamBusy, UpstreamError, UpstreamRefused, unknown_model
+from serve.guard.keys import Caller
+from serve.records.entry import Entry
+from serve.release import Release
 from serve.tasks import Tasks
 from serve.upstreams.local import LocalModel
 from serve.wire.sse import dumps
@@ -25,31 +31,53 @@ class Embeddings:
     Args:
         chat: knows who is let in, and reads bodies.
         tasks: whose local models are asked.
+        record: told how every request ended; of its texts nothing is kept.
     """
 
-    def __init__(self, chat: Chat, tasks: Tasks) -> None:
+    def __init__(self, chat: Chat, tasks: Tasks, record: Callable[[Entry], None]) -> None:
         self._chat = chat
         self._tasks = tasks
+        self._record = record
 
     def routes(self) -> list[Route]:
         return [Route("/v1/embeddings", self.create, methods=["POST"])]
 
     async def create(self, request: Request) -> Response:
         """POST /v1/embeddings."""
+        began = time.perf_counter()
         body = parsed(await self._chat.body(request))
         refuse(_faults(body))
-        local = self._local(request, body["model"])
+        caller = self._chat.door.caller(request)
+        release, local = self._local(caller, body["model"])
+        told = Entry(
+            id=new_identity(),
+            asked=body["model"],
+            messages=[],
+            status=200,
+            latency_ms=0.0,
+            overhead_ms=0.0,
+            task=release.manifest.task,
+            release=release.version,
+            key=caller.name,
+            endpoint="embeddings",
+        )
         try:
             answer = await while_connected(request.receive, local.embeddings(body))
+            tokens = (answer.get("usage") or {}).get("prompt_tokens")
+            told = replace(told, route="local", model=answer.get("model"), prompt_tokens=tokens)
         except UpstreamError as error:
-            raise _told(error) from error
+            refused = _refusal(error)
+            told = replace(told, status=refused.status, error=str(error))
+            raise refused from error
         except ClientGone as gone:
+            told = replace(told, status=CLIENT_GONE, error="the client went away")
             raise Left from gone
-        headers = {"x-homestill-route": "local"}
+        finally:
+            self._record(replace(told, latency_ms=round((time.perf_counter() - began) * 1000, 3)))
+        headers = {"x-homestill-route": "local", "x-request-id": told.id}
         return Response(dumps(answer), headers=headers, media_type="application/json")
 
-    def _local(self, request: Request, task: str) -> LocalModel:
-        caller = self._chat.door.caller(request)
+    def _local(self, caller: Caller, task: str) -> tuple[Release, LocalModel]:
         self._chat.door.check_task(caller, task)
         served = self._tasks.served.get(task)
         if served is None:
@@ -57,7 +85,7 @@ class Embeddings:
         if served.local is None:
             told = f"the local model of {task} does not run ({served.problem}); mend it, or roll back"
             raise ApiError(503, told, kind="server_error", code="no_model_available")
-        return served.local
+        return served.release, served.local
 
 
 def _faults(body: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -73,7 +101,7 @@ def _faults(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     return faults
 
 
-def _told(error: UpstreamError) -> ApiError:
+def _refusal(error: UpstreamError) -> ApiError:
     headers = {"Retry-After": error.retry_after} if error.retry_after else {}
     if isinstance(error, UpstreamRefused):
         return ApiError(error.status or NOT_OFFERED, str(error), body=error.body, headers=headers)

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from serve.confidence import agreement
+from serve.records.audits import compared
 from serve.records.journal import Entry
 from serve.routing.call import Call
-from serve.routing.decision import Decision
+from serve.routing.decision import Decision, Reason
 from serve.routing.router import Router
 
 Observer = Callable[[Entry], None]
@@ -77,25 +78,31 @@ class Finish:
 
     async def _compare(self, call: Call, told: Entry, message: Mapping[str, Any]) -> None:
         """What the student would have said, and whether it agrees; an entry of its own in the journal."""
-        reason = await self._router.compare(call)
-        local = call.local_answer["choices"][0]["message"].get("content") if call.local_answer else None
-        assert call.served is not None and call.question is not None
-        fields = call.served.fields[call.question.predictor.name]
-        agrees = agreement(local, str(message.get("content") or ""), fields) if local is not None else None
-        shadow = replace(
-            told,
-            id=f"{told.id}-shadow",
-            endpoint="shadow",
-            audited=told.id,
-            route="local",
-            reason=reason,
-            confidence=call.confidence,
-            guarantee="none",
-            audit=agrees,
-            cost_usd=0.0,
-            local_answer=local if told.messages else None,
-        )
-        self._tell(shadow)
+        try:
+            reason = await self._router.compare(call)
+            self._tell(_shadow(call, told, message, reason))
+        except Exception:  # the client has its answer; what is missing is the comparison
+            logger.exception("request %s could not be compared", told.id)
+
+
+def _shadow(call: Call, told: Entry, message: Mapping[str, Any], reason: Reason) -> Entry:
+    assert call.served is not None and call.question is not None
+    local = call.local_answer["choices"][0]["message"].get("content") if call.local_answer else None
+    fields = compared(call.served.release, call.served.fields[call.question.predictor.name])
+    agrees = agreement(local, str(message.get("content") or ""), fields) if local is not None else None
+    return replace(
+        told,
+        id=f"{told.id}-shadow",
+        endpoint="shadow",
+        audited=told.id,
+        route="local",
+        reason=reason,
+        confidence=call.confidence,
+        guarantee="none",
+        audit=agrees,
+        cost_usd=0.0,
+        local_answer=local if told.messages else None,
+    )
 
 
 def tell(observers: Sequence[Observer], entry: Entry) -> None:

@@ -86,7 +86,7 @@ class Restoring:
         return held
 
 
-def redact(body: Mapping[str, Any], phone_region: str | None = "US") -> Redacted:
+def redact(body: Mapping[str, Any], phone_region: str = "US") -> Redacted:
     """Take personal data and secrets out of every text of a request. `body` is left as it is.
 
     Args:

@@ -174,7 +174,9 @@ class Audits:
             attempts=said.attempts,
             answer=message if stored else None,
             local_answer=(told.answer or {}).get("content"),
-            audit=agreement(kept.text, str(message.get("content") or ""), compared(kept)),
+            audit=agreement(
+                kept.text, str(message.get("content") or ""), compared(kept.release, kept.fields)
+            ),
         )
 
     def _failure(self, kept: Kept, error: UpstreamError, began: float) -> Entry:
@@ -211,9 +213,7 @@ class Audits:
         )
 
 
-def compared(kept: Kept) -> list[Field]:
+def compared(release: Release, fields: Sequence[Field]) -> list[Field]:
     """The fields that certification compared: those that both models tend to word alike. All, where it did not."""
-    baseline = kept.release.router.audit
-    if baseline is None:
-        return list(kept.fields)
-    return [field for field in kept.fields if field.name in baseline.fields]
+    baseline = release.router.audit
+    return [field for field in fields if baseline is None or field.name in baseline.fields]

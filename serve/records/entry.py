@@ -15,9 +15,12 @@ def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
-    """One served request. None where a figure is not known or does not apply."""
+    """One served request; never changed. None where a figure is not known or does not apply.
+
+    Not frozen: that sets each of its fields through a call, which costs more than all the rest of it.
+    """
 
     id: str
     """The request id that the client saw."""
@@ -58,7 +61,7 @@ class Entry:
     """What was let leave this machine: allow, redact or never. The bodies of such an entry obey it too."""
     strategy: str | None = None
     endpoint: str | None = None
-    """chat, completions, ollama or predict; audit and shadow for questions that no client asked."""
+    """chat, completions, ollama, predict or embeddings; audit and shadow for questions that no client asked."""
     first_token_ms: float | None = None
     attempts: int | None = None
     """How often the teacher was asked."""

@@ -90,7 +90,7 @@ class Call:
             Unredactable: it holds a part that cannot be searched.
         """
         if self._redacted is None:
-            self._redacted = redact(dict(self.body))
+            self._redacted = redact(dict(self.body), self.rules.phone_region)
         return self._redacted
 
     async def wait_for(self, answer: Awaitable[T]) -> T:
@@ -193,7 +193,7 @@ class Call:
         stored = {"messages": [*self.body["messages"], dict(message or {}), {"content": local}]}
         if self.ask.egress == "redact":
             try:
-                stored = redact(stored).body
+                stored = redact(stored, self.rules.phone_region).body
             except Unredactable:
                 return [], None, None
         *messages, answer, other = stored["messages"]

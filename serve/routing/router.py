@@ -190,7 +190,7 @@ class Router:
         if cannot:
             call.local_problem = f"the local model cannot do what is asked ({', '.join(cannot)})"
             return False
-        if call.local_problem and not call.confidence:
+        if call.local_problem:
             return False  # it has failed for this request already
         body = student.certified_body(call, call.question) if call.question else student.free_body(call)
         return await student.ask(call, body) is None

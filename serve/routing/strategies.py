@@ -69,7 +69,10 @@ class Certified:
         served, question = call.served, call.question
         assert served is not None and question is not None and served.model is not None
         body = student.certified_body(call, question)
-        reason = await student.ask(call, body, None if call.alone else call.evidence)
+        # A client that waits for the whole answer gains little from an earlier decision, and following each
+        # token costs as much as all the rest of its request.
+        early = call.evidence if call.streamed and not call.alone else None
+        reason = await student.ask(call, body, early)
         if reason or call.local_answer is None:
             return reason or "local_down"
         answer = student.taken_apart(call.local_answer, question.query)

@@ -187,6 +187,8 @@ class Upstream:
             raise self._down("ended its stream before it was complete")
 
     async def _all(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.content.is_eof():  # a short answer comes with its head: there is nothing to wait for
+            return response.content.read_nowait()
         pieces = []
         while received := await self._piece(response):
             pieces.append(received)
@@ -331,6 +333,8 @@ def timed_out(error: BaseException) -> bool:
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
     """Read what is left behind [DONE]: a connection that has nothing left to read is used again."""
+    if response.content.at_eof():
+        return
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(DRAIN_S):
             async for _ in response.content.iter_any():

@@ -11,6 +11,7 @@ from typing import Any
 
 from serve.records.entry import Entry
 from serve.watching.gauges import BACKGROUND, Gauges, ServedTasks, answered
+from serve.watching.logs import FIELDS
 
 RECENT = 200
 MINUTES = 60
@@ -21,32 +22,7 @@ CONFIDENCES = 2000
 """Local answers of a release that its histogram is made of."""
 OTHER = "other"
 """Name of what was asked that is no task here."""
-SHOWN = (
-    "id",
-    "created",
-    "endpoint",
-    "asked",
-    "task",
-    "key",
-    "status",
-    "route",
-    "reason",
-    "strategy",
-    "confidence",
-    "threshold",
-    "guarantee",
-    "degraded",
-    "streamed",
-    "release",
-    "model",
-    "prompt_tokens",
-    "completion_tokens",
-    "cost_usd",
-    "latency_ms",
-    "first_token_ms",
-    "overhead_ms",
-    "error",
-)
+SHOWN = ("id", "created", *FIELDS, "strategy", "streamed", "error")
 """Of an entry, on the page: no messages, no answers."""
 LONGEST_ERROR = 300
 

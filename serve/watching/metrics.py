@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -33,59 +34,39 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, tasks: ServedTasks, gauges: Gauges) -> None:
         self._registry = registry
-        labels = ("task", "route", "reason", "endpoint", "status")
-        self._requests = Counter("homestill_requests", "Ended requests", labels, registry=registry)
-        self._degraded = Counter(
-            "homestill_degraded",
-            "Local answers given because the teacher was out",
-            ("task",),
-            registry=registry,
+        counter, histogram = partial(_counter, registry), partial(_histogram, registry)
+        self._requests = counter(
+            "homestill_requests", "Ended requests", "task", "route", "reason", "endpoint", "status"
         )
-        self._seconds = Histogram(
-            "homestill_request_seconds",
-            "From the request to the end of the answer",
-            ("route",),
-            buckets=SECONDS,
-            registry=registry,
+        self._degraded = counter(
+            "homestill_degraded", "Local answers given because the teacher was out", "task"
         )
-        self._first = Histogram(
+        self._seconds = histogram(
+            "homestill_request_seconds", "From the request to the end of the answer", SECONDS, "route"
+        )
+        self._first = histogram(
             "homestill_first_token_seconds",
             "From the request to the first token that the client was sent",
-            ("route",),
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
+            "route",
         )
-        self._overhead = Histogram(
+        self._overhead = histogram(
             "homestill_overhead_seconds",
             "Time of a request that was not spent waiting for a model",
-            buckets=OVERHEAD_SECONDS,
-            registry=registry,
+            OVERHEAD_SECONDS,
         )
-        self._tokens = Counter("homestill_tokens", "Tokens of answers", ("route", "kind"), registry=registry)
-        self._cost = Counter(
-            "homestill_cost_usd",
-            "US dollars paid to the teacher, audits included",
-            ("task", "key"),
-            registry=registry,
+        self._tokens = counter("homestill_tokens", "Tokens of answers", "route", "kind")
+        self._cost = counter(
+            "homestill_cost_usd", "US dollars paid to the teacher, audits included", "task", "key"
         )
-        self._unpriced = Counter(
-            "homestill_unpriced",
-            "Answers of the teacher whose cost is not known",
-            ("task",),
-            registry=registry,
+        self._unpriced = counter(
+            "homestill_unpriced", "Answers of the teacher whose cost is not known", "task"
         )
-        self._confidence = Histogram(
-            "homestill_confidence",
-            "Confidence of local answers, kept or not",
-            ("task",),
-            buckets=CONFIDENCES,
-            registry=registry,
+        self._confidence = histogram(
+            "homestill_confidence", "Confidence of local answers, kept or not", CONFIDENCES, "task"
         )
-        self._audits = Counter(
-            "homestill_audits",
-            "Local answers compared with the teacher's",
-            ("task", "agreed"),
-            registry=registry,
+        self._audits = counter(
+            "homestill_audits", "Local answers compared with the teacher's", "task", "agreed"
         )
         registry.register(_Now(tasks, gauges))
 
@@ -98,10 +79,10 @@ class Metrics:
             return
         route = entry.route or NONE
         status = f"{entry.status // 100}xx"
-        self._requests.labels(task, route, entry.reason or NONE, entry.endpoint or NONE, status).inc()
-        self._overhead.observe(entry.overhead_ms / 1000)
+        self._requests(task, route, entry.reason or NONE, entry.endpoint or NONE, status).inc()
+        self._overhead().observe(entry.overhead_ms / 1000)
         if entry.confidence is not None:
-            self._confidence.labels(task).observe(entry.confidence)
+            self._confidence(task).observe(entry.confidence)
         if answered(entry):
             self._count_answer(entry, task, route)
 
@@ -110,27 +91,40 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _count_answer(self, entry: Entry, task: str, route: str) -> None:
-        self._seconds.labels(route).observe(entry.latency_ms / 1000)
+        self._seconds(route).observe(entry.latency_ms / 1000)
         if entry.first_token_ms is not None:
-            self._first.labels(route).observe(entry.first_token_ms / 1000)
+            self._first(route).observe(entry.first_token_ms / 1000)
         if entry.prompt_tokens:
-            self._tokens.labels(route, "prompt").inc(entry.prompt_tokens)
+            self._tokens(route, "prompt").inc(entry.prompt_tokens)
         if entry.completion_tokens:
-            self._tokens.labels(route, "completion").inc(entry.completion_tokens)
+            self._tokens(route, "completion").inc(entry.completion_tokens)
         if entry.degraded:
-            self._degraded.labels(task).inc()
+            self._degraded(task).inc()
 
     def _count_money(self, entry: Entry, task: str) -> None:
         if entry.cost_usd:
-            self._cost.labels(task, entry.key or NONE).inc(entry.cost_usd)
+            self._cost(task, entry.key or NONE).inc(entry.cost_usd)
         elif entry.cost_usd is None and entry.route == "teacher" and answered(entry):
-            self._unpriced.labels(task).inc()
+            self._unpriced(task).inc()
 
     def _count_background(self, entry: Entry, task: str) -> None:
         if entry.audit is not None:
-            self._audits.labels(task, "yes" if entry.audit >= 1 else "no").inc()
+            self._audits(task, "yes" if entry.audit >= 1 else "no").inc()
         if entry.endpoint == "shadow" and entry.confidence is not None:
-            self._confidence.labels(task).observe(entry.confidence)
+            self._confidence(task).observe(entry.confidence)
+
+
+def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Callable[..., Counter]:
+    """The counter's child of given labels. Few values, so each is looked up once and kept."""
+    return cache(Counter(name, text, labels, registry=registry).labels)
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, text: str, buckets: Sequence[float], *labels: str
+) -> Callable[..., Histogram]:
+    """The same for a histogram; one without labels is its own only child."""
+    metric = Histogram(name, text, labels, buckets=buckets, registry=registry)
+    return cache(metric.labels) if labels else lambda: metric
 
 
 class _Now(Collector):

@@ -25,16 +25,8 @@ from tests.clients.clients import KEY
 from tests.contract.files import shell
 from tests.contract.ollama_double import OllamaDouble
 from tests.contract.ollama_engine import Canned
-from tests.serve.endpoint_support import (
-    Model,
-    chunk,
-    completion,
-    held_stream,
-    lab,
-    running,
-    streamed,
-    write_release,
-)
+from tests.serve.endpoint_support import Model, chunk, completion, held_stream, lab, running, streamed
+from tests.serve.release_support import write_release
 
 TASK = "tickets"
 JSON_TEXT = '{"ok": true}'

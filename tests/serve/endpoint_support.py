@@ -1,10 +1,9 @@
-"""A real server on a free port, models that say what a test tells them, and releases on disk."""
+"""A real server on a free port, and models that say what a test tells them."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import json
 import socket
 import threading
@@ -23,18 +22,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serve.app import create_app
-from serve.fingerprint import fingerprint
 from serve.records.journal import Entry, Journal
-from serve.release import content_hash
 from serve.settings import Settings
 from serve.upstreams.dialects import ANY_SERVER, Dialect
 from serve.upstreams.local import ServerLocal
 from serve.upstreams.teacher import Teachers
 from serve.upstreams.upstream import connect
+from tests.serve.release_support import PREFIX, SUFFIX, SYSTEM
 
-SYSTEM = {"role": "system", "content": "Sort the ticket."}
-PREFIX, SUFFIX = "[[ ## text ## ]]\n", "\n\nAnswer with the label."
-THRESHOLD = 0.8
 SURE, UNSURE = -0.001, -1.5
 """Log-probabilities of the local answer's tokens: above and below the threshold."""
 TEACHER_USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
@@ -244,115 +239,6 @@ def question(text: str = "My invoice is wrong", **more: Any) -> dict[str, Any]:
     }
 
 
-def write_release(
-    releases: Path,
-    *,
-    stamp: str = "20261120T221500Z",
-    runtime: str = "url",
-    task: str = "tickets",
-    router: dict[str, Any] | None = None,
-    task_yaml: str = "name: tickets\nteacher:\n  price_per_1m: {input: 2.0, output: 10.0}\n",
-    current: bool = True,
-    gguf: bytes = b"not a model, but its hash is right",
-) -> str:
-    """Write a release whose confidence is about the probability of the label's tokens; its version."""
-    digest = hashlib.sha256(gguf).hexdigest()
-    contents = {
-        "model.gguf": gguf,
-        "task.yaml": task_yaml.encode(),
-        "router.json": json.dumps(_router(digest, runtime, task) | (router or {})).encode(),
-    }
-    files = {name: f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in contents.items()}
-    version = f"{stamp}-{content_hash(files)}"
-    folder = releases / task / version
-    folder.mkdir(parents=True)
-    for name, data in contents.items():
-        (folder / name).write_bytes(data)
-    (folder / "manifest.json").write_text(json.dumps(_manifest(task, version, digest, files, router or {})))
-    if current:
-        point(releases, version, task)
-    return version
-
-
-def point(releases: Path, version: str, task: str = "tickets") -> None:
-    """Make a version the current one, as release and rollback do: in one step."""
-    partial = releases / task / ".current.partial"
-    partial.write_text(f"{version}\n")
-    partial.replace(releases / task / "current")
-
-
-def _router(digest: str, runtime: str, task: str) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "task": task,
-        "binds": {
-            "model": digest,
-            "quantization": "q8_0",
-            "template": "t",
-            "program": "p",
-            "adapter": "chat",
-            "runtime": runtime,
-        },
-        "threshold": THRESHOLD,
-        "certified": True,
-        "keep": 0.95,
-        "confidence": 0.9,
-        "predictors": [
-            {
-                "name": "predict",
-                "fingerprint": fingerprint([SYSTEM, {"role": "user", "content": ""}]),
-                "prefix": PREFIX,
-                "suffix": SUFFIX,
-                "fields": [{"name": "label", "labels": ["billing", "other"]}],
-            }
-        ],
-        "sampling": {"temperature": 0.0, "max_tokens": 64, "context": 512},
-        "model": {
-            "features": ["label.min"],
-            "mean": [0.0],
-            "scale": [1.0],
-            "weights": [1.0],
-            "bias": 0.0,
-            "calibration": {"kind": "sigmoid", "a": 1.0, "b": 0.0},
-        },
-    }
-
-
-def _manifest(
-    task: str, version: str, digest: str, files: dict[str, str], router: dict[str, Any]
-) -> dict[str, Any]:
-    router = _router(digest, "", task) | router
-    return {
-        "schema": 1,
-        "task": task,
-        "version": version,
-        "base": {"name": "base", "sha256": "0" * 64},
-        "method": "lora",
-        "data": {"train": 1, "calibrate": 1, "test": 1, "sha256": "0" * 64},
-        "teacher": {"model": "openai/gpt-4o", "stand_in": True},
-        "model": {
-            "file": "model.gguf",
-            "sha256": digest,
-            "quantization": "q8_0",
-            "ollama": f"{task}:{version[-8:]}",
-        },
-        "parity": {"prompt_tokens_equal": True},
-        "scores": {},
-        "router": {
-            "threshold": router["threshold"],
-            "certified": router["certified"],
-            "keep": 0.95,
-            "confidence": 0.9,
-            "local_share": 0.8,
-        },
-        "latency_ms": {},
-        "cost_per_1k_usd": {},
-        "software": {},
-        "seed": 0,
-        "files": files,
-    }
-
-
 @dataclass
 class Hybrid:
     """A running endpoint with its two models."""
@@ -405,6 +291,15 @@ def hybrid(
             journal.close()
 
 
+def journaled(served: Hybrid) -> list[Entry]:
+    """What is in the journal after the endpoint has ended."""
+    journal = Journal(served.journal_url)
+    try:
+        return [entry for _, entry in journal.entries()]
+    finally:
+        journal.close()
+
+
 @contextmanager
 def _address(model: Model | str | None) -> Iterator[str]:
     if isinstance(model, Model):
@@ -422,6 +317,12 @@ def closed_port() -> Iterator[str]:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
+
+
+def told(response: httpx.Response) -> dict[str, str]:
+    """The decision's headers, by short name."""
+    start = "x-homestill-"
+    return {name[len(start) :]: value for name, value in response.headers.items() if name.startswith(start)}
 
 
 def events(response: httpx.Response) -> list[Any]:

@@ -24,7 +24,8 @@ from serve.predict import Predict
 from serve.release import content_hash
 from serve.tasks import Tasks
 from serve.upstreams.local import Local
-from tests.serve.endpoint_support import completion, point, write_release
+from tests.serve.endpoint_support import completion
+from tests.serve.release_support import point, write_release
 
 HELPERS = """
 import pydantic

@@ -9,14 +9,11 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from serve.config import Config, Limits
 from serve.settings import Settings
 from serve.upstreams.dialects import OLLAMA
 from tests.serve.endpoint_support import (
     SURE,
-    SYSTEM,
     TEACHER_PIECES,
-    THRESHOLD,
     UNSURE,
     Model,
     Stall,
@@ -26,42 +23,22 @@ from tests.serve.endpoint_support import (
     hang_up_after,
     held_stream,
     hybrid,
+    journaled,
     local_model,
     local_text,
-    point,
     question,
     status,
     streamed,
     teacher_model,
-    write_release,
+    told,
 )
+from tests.serve.release_support import SYSTEM, THRESHOLD, write_release
 
 TEACHER_TEXT = "".join(TEACHER_PIECES)
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 OTHER: dict[str, Any] = {"model": "tickets", "messages": [{"role": "user", "content": "Sing"}]}
 """For the task, but not in the words that its certificate covers."""
 COST = (100 * 2.0 + 10 * 10.0) / 1e6
-
-BAD = [
-    b"{",
-    b"[]",
-    b'{"messages": [{"role": "user"}]}',
-    b'{"model": "", "messages": [{"role": "user"}]}',
-    b'{"model": "\\ud800", "messages": [{"role": "user"}]}',
-    b'{"model": "m"}',
-    b'{"model": "m", "messages": []}',
-    b'{"model": "m", "messages": [1]}',
-    b'{"model": "m", "messages": [{"content": "x"}]}',
-    b'{"model": "m", "messages": [{"role": "user"}], "stream": "yes"}',
-    b'{"model": "m", "messages": [{"role": "user"}], "max_tokens": "9"}',
-    b"[" * 100_000,
-]
-
-
-def told(response: httpx.Response) -> dict[str, str]:
-    """The decision's headers, by short name."""
-    start = "x-homestill-"
-    return {name[len(start) :]: value for name, value in response.headers.items() if name.startswith(start)}
 
 
 def text_of(response: httpx.Response) -> str:
@@ -370,125 +347,8 @@ class TestHangingUp:
         with hybrid(tmp_path, None, teacher) as served:
             hang_up_after(served.url, question(stream=True), teacher.began)
             assert teacher.hung_up.wait(10)
-        entry = next(entry for _, entry in served_entries(tmp_path))
+        (entry, *_) = journaled(served)
         assert (entry.status, entry.answer) == (499, {"role": "assistant", "content": "Hel"})
-
-
-def served_entries(home: Path) -> list[Any]:
-    from serve.records.journal import Journal
-
-    journal = Journal(f"sqlite:///{home / 'journal.db'}")
-    try:
-        return list(journal.entries())
-    finally:
-        journal.close()
-
-
-class TestReleases:
-    def test_a_new_current_is_taken_up_and_rolled_back_without_a_dropped_request(
-        self, tmp_path: Path
-    ) -> None:
-        releases = tmp_path / "releases"
-        first = write_release(releases)
-        second = write_release(releases, stamp="20261121T000000Z", gguf=b"another model", current=False)
-        with hybrid(tmp_path, local_model(SURE), None) as served:
-            seen = [told(served.ask(question()))["release"]]
-            for version in (second, first):
-                point(releases, version)
-                while seen[-1] != version:
-                    response = served.ask(question())
-                    assert response.status_code == 200
-                    seen.append(told(response)["release"])
-        assert list(dict.fromkeys(seen)) == [first, second]
-
-    def test_the_first_release_is_taken_up_while_running(self, tmp_path: Path) -> None:
-        with hybrid(tmp_path, local_model(SURE), teacher_model()) as served:
-            assert told(served.ask(question()))["reason"] == "no_release"
-            write_release(tmp_path / "releases")
-            reasons = {"no_release"}
-            while "confident" not in reasons:
-                reasons.add(told(served.ask(question()))["reason"])
-        assert reasons == {"no_release", "confident"}
-
-    def test_an_altered_model_is_refused(self, tmp_path: Path) -> None:
-        version = write_release(tmp_path / "releases")
-        (tmp_path / "releases" / "tickets" / version / "model.gguf").write_bytes(b"something else")
-        local = local_model()
-        with hybrid(tmp_path, local, teacher_model()) as served:
-            headers = told(served.ask(question()))
-            health = served.client.get("/healthz").json()
-        assert (headers["route"], headers["reason"]) == ("teacher", "no_release")
-        assert "SHA-256" in health["tasks"]["tickets"]["problem"]
-        assert local.asked == []
-
-    def test_another_runtime_than_the_certified_one_is_refused(self, tmp_path: Path) -> None:
-        write_release(tmp_path / "releases", runtime="ollama")
-        local, teacher = local_model(), teacher_model()
-        with hybrid(tmp_path, local, teacher) as served:
-            headers = told(served.ask(question()))
-            health = served.client.get("/healthz").json()
-        assert (headers["route"], headers["reason"]) == ("teacher", "no_release")
-        assert teacher.asked[0]["model"] == "gpt-4o"
-        assert 'binds runtime "ollama"' in health["tasks"]["tickets"]["problem"]
-        assert local.asked == []
-
-    def test_a_broken_successor_leaves_the_release_before_it_in_use(self, tmp_path: Path) -> None:
-        releases = tmp_path / "releases"
-        first = write_release(releases)
-        with hybrid(tmp_path, local_model(SURE), teacher_model()) as served:
-            second = write_release(releases, stamp="20261121T000000Z", gguf=b"x", current=False)
-            (releases / "tickets" / second / "model.gguf").write_bytes(b"y")
-            point(releases, second)
-            while "problem" not in (health := served.client.get("/healthz").json()["tasks"]["tickets"]):
-                pass
-            assert health["release"] == first
-            assert told(served.ask(question()))["release"] == first
-
-
-class TestDoor:
-    def test_keys(self, tmp_path: Path) -> None:
-        settings = Settings(tmp_path, api_keys=("first-key", "second-key"))
-        with hybrid(tmp_path, None, teacher_model(), settings) as served:
-            assert served.ask(question(), Authorization="Bearer second-key").status_code == 200
-            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic first-key"}):
-                response = served.ask(question(), **headers)
-                assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
-            assert served.client.get("/v1/models").status_code == 401
-            assert served.client.get("/healthz").status_code == 200
-
-    def test_bad_requests(self, tmp_path: Path) -> None:
-        teacher = teacher_model()
-        with hybrid(tmp_path, None, teacher) as served:
-            for data in BAD:
-                response = served.client.post("/v1/chat/completions", content=data)
-                error = response.json()["error"]
-                assert (response.status_code, error["type"]) == (400, "invalid_request_error"), data
-                assert error.keys() == {"message", "type", "param", "code"}
-        assert teacher.asked == []
-
-    def test_a_request_that_is_too_long(self, tmp_path: Path) -> None:
-        with hybrid(
-            tmp_path, None, teacher_model(), Settings(tmp_path, config=Config(limits=Limits(body_bytes=1024)))
-        ) as served:
-            response = served.ask(question("x" * 2000))
-        assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
-
-    def test_unknown_paths_and_methods(self, tmp_path: Path) -> None:
-        with hybrid(tmp_path, None, None) as served:
-            for response in (served.client.get("/nothing"), served.client.get("/v1/chat/completions")):
-                assert response.status_code in (404, 405)
-                assert response.json()["error"]["type"] == "invalid_request_error"
-
-    def test_models_are_the_tasks_with_a_release(self, tmp_path: Path) -> None:
-        version = write_release(tmp_path / "releases")
-        with hybrid(tmp_path, local_model(), None) as served:
-            listed = served.client.get("/v1/models").json()["data"]
-            one = served.client.get("/v1/models/tickets").json()
-            other = served.client.get("/v1/models/cats")
-        assert [model["id"] for model in listed] == ["tickets"]
-        assert one == listed[0]
-        assert one["homestill"]["release"] == version
-        assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_characters_that_utf8_cannot_hold_pass_through(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from tests.serve.endpoint_support import (
     status,
     streamed,
     teacher_model,
-    write_release,
 )
+from tests.serve.release_support import write_release
 
 Behave = Callable[[Model, dict[str, Any]], Response]
 

@@ -17,7 +17,8 @@ from schemathesis import GenerationMode
 
 from serve.config import Config, TaskRules
 from serve.settings import Settings
-from tests.serve.endpoint_support import Hybrid, hybrid, local_model, teacher_model, write_release
+from tests.serve.endpoint_support import Hybrid, hybrid, local_model, teacher_model
+from tests.serve.release_support import write_release
 
 MANY = int(os.environ.get("HOMESTILL_FUZZ", "120"))
 """Requests for each operation of the document; 10,000 in all and more with HOMESTILL_FUZZ=1700."""

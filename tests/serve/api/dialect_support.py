@@ -113,6 +113,7 @@ def tasks(tmp_path: Any, *, local: Any = "runs", teacher: Any = "there") -> Any:
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"12345")
     manifest = SimpleNamespace(
+        task="tickets",
         version="20261120T221500Z-1a2b3c4d",
         base=SimpleNamespace(name="unsloth/Llama-3.2-1B-Instruct"),
         model=SimpleNamespace(sha256="a" * 64, quantization="q4_k_m", ollama="tickets:1a2b3c4d"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from serve.api.embeddings import Embeddings
 from serve.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamRefused
+from serve.records.entry import Entry
 from tests.serve.api.dialect_support import chat, client, tasks
 
 pytestmark = pytest.mark.asyncio
@@ -31,9 +33,13 @@ class Runtime:
 
 
 async def post(
-    tmp_path: Path, local: Runtime | None, keys: tuple[str, ...] = (), **more: Any
+    tmp_path: Path,
+    local: Runtime | None,
+    keys: tuple[str, ...] = (),
+    record: Callable[[Entry], None] = lambda _: None,
+    **more: Any,
 ) -> httpx.Response:
-    api = Embeddings(chat(tmp_path, keys=keys), tasks(tmp_path, local=local))  # type: ignore[arg-type]
+    api = Embeddings(chat(tmp_path, keys=keys), tasks(tmp_path, local=local), record)  # type: ignore[arg-type]
     with client(api.routes()) as asking:
         return await asking.post("/v1/embeddings", json={"model": "tickets", "input": "Hello", **more})
 
@@ -78,3 +84,15 @@ async def test_faults(tmp_path: Path, more: dict[str, Any], param: str) -> None:
     response = await post(tmp_path, local, **more)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
     assert local.asked == []
+
+
+async def test_every_request_is_recorded_without_its_texts(tmp_path: Path) -> None:
+    entries: list[Entry] = []
+    well = await post(tmp_path, Runtime(), record=entries.append)
+    await post(tmp_path, Runtime(UpstreamDown("local", "it is out")), record=entries.append)
+    assert [(entry.status, entry.route, entry.error) for entry in entries] == [
+        (200, "local", None),
+        (503, None, "it is out"),
+    ]
+    assert entries[0].id == well.headers["x-request-id"] and entries[0].endpoint == "embeddings"
+    assert entries[0].messages == [] and entries[0].task == "tickets" and entries[0].latency_ms > 0

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse, StreamingResponse
 
 from serve.config import Config, StrategyName, TaskRules
 from serve.settings import Settings
 from tests.serve.endpoint_support import (
     SURE,
     UNSURE,
-    Hybrid,
     Model,
     as_chunks,
     completion,
     events,
     hybrid,
+    journaled,
     local_model,
     local_text,
     question,
     status,
     teacher_model,
-    write_release,
 )
+from tests.serve.release_support import write_release
 
 TOOL_RESULT = {"role": "tool", "tool_call_id": "c", "content": "42"}
 PLAIN = {"model": "tickets", "messages": [{"role": "user", "content": "Hello there"}]}
@@ -68,18 +70,18 @@ def test_every_strategy_decides_its_own_way_and_promises_nothing_about_local_ans
 @pytest.mark.parametrize(("said", "route"), [("True", "local"), ("False", "teacher"), ("maybe", "teacher")])
 def test_self_ask_asks_the_student_itself(tmp_path: Path, said: str, route: str) -> None:
     texts = iter(["It is fine.", said])
-    local = Model(lambda _, body: _json(completion(body["model"], next(texts), None, SURE)))
+    local = Model(lambda _, body: JSONResponse(completion(body["model"], next(texts), None, SURE)))
     assert asked(tmp_path, local, PLAIN, strategy="self-ask")["route"] == route
     assert "It is fine." in local.asked[1]["messages"][1]["content"]
 
 
 def test_shadow_answers_with_the_teacher_and_journals_whether_both_agree(tmp_path: Path) -> None:
     write_release(tmp_path / "releases")
-    teacher = Model(lambda _, body: _json(completion(body["model"], local_text("other"))))
+    teacher = Model(lambda _, body: JSONResponse(completion(body["model"], local_text("other"))))
     with hybrid(tmp_path, local_model(), teacher, settings(tmp_path, strategy="shadow")) as served:
         response = served.ask(question())
     assert response.headers["x-homestill-route"] == "teacher"
-    first, second = _entries(served)
+    first, second = journaled(served)
     assert (first.endpoint, second.endpoint, second.audited) == ("chat", "shadow", first.id)
     assert (second.audit, second.reason, second.local_answer) == (0.0, "confident", local_text())
 
@@ -100,7 +102,7 @@ class TestOptimistic:
             "none",
         )
         assert 0 < told["confidence"] < told["threshold"]
-        assert _entries(served)[0].confidence == told["confidence"]
+        assert journaled(served)[0].confidence == told["confidence"]
 
     def test_what_is_not_streamed_is_certified_as_ever(self, tmp_path: Path) -> None:
         found = asked(tmp_path, local_model(UNSURE), question(), stream="optimistic")
@@ -119,19 +121,28 @@ class TestEarlyHandOver:
         answer = completion("t", local_text("billing"), None, UNSURE)
         local = Model(held_stream(as_chunks(answer)[:-2]))  # it would go on for ever
         with hybrid(tmp_path, local, teacher_model(), settings(tmp_path)) as served:
-            response = served.ask(question())
+            response = served.ask(question(stream=True))
             assert local.hung_up.wait(10)
         assert response.headers["x-homestill-reason"] == "low_confidence"
-        entry = _entries(served)[0]
+        entry = journaled(served)[0]
         assert entry.local_answer and entry.local_answer.startswith("[[ ## label ## ]]\nbilling")
 
     def test_with_the_teacher_out_it_is_asked_again_to_the_end(self, tmp_path: Path) -> None:
         write_release(tmp_path / "releases")
         local = local_model(UNSURE)
         with hybrid(tmp_path, local, status(500), settings(tmp_path)) as served:
+            response = served.ask(question(stream=True))
+        told = [chunk["choices"][0]["delta"].get("content") or "" for chunk in events(response)[:-1]]
+        assert "".join(told) == local_text()
+        assert (response.headers["x-homestill-degraded"], len(local.asked)) == ("true", 2)
+
+    def test_a_whole_answer_is_there_when_the_teacher_is_out(self, tmp_path: Path) -> None:
+        write_release(tmp_path / "releases")
+        local = local_model(UNSURE)
+        with hybrid(tmp_path, local, status(500), settings(tmp_path)) as served:
             response = served.ask(question())
         assert response.json()["choices"][0]["message"]["content"] == local_text()
-        assert (response.headers["x-homestill-degraded"], len(local.asked)) == ("true", 2)
+        assert (response.headers["x-homestill-degraded"], len(local.asked)) == ("true", 1)
 
     def test_offline_it_is_asked_once_and_to_the_end(self, tmp_path: Path) -> None:
         write_release(tmp_path / "releases")
@@ -166,7 +177,7 @@ class TestToolLoop:
             call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
             answer["choices"][0]["message"] |= {"content": None, "tool_calls": [call]}
             answer["choices"][0]["finish_reason"] = "tool_calls"
-            return _json(answer)
+            return JSONResponse(answer)
 
         body = {**PLAIN, "tools": [{"type": "function", "function": {"name": "f"}}]}
         with hybrid(
@@ -226,31 +237,10 @@ def test_a_slow_decision_shows_signs_of_life(tmp_path: Path) -> None:
     assert rest[-1] == "data: [DONE]"
 
 
-def _json(value: Any) -> Any:
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(value)
-
-
 def _streamed(chunks: Any) -> Any:
-    import json
-
-    from starlette.responses import StreamingResponse
-
     async def data() -> Any:
         async for each in chunks:
             yield f"data: {json.dumps(each)}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
     return StreamingResponse(data(), media_type="text/event-stream")
-
-
-def _entries(served: Hybrid) -> list[Any]:
-    """What is in the journal after the endpoint has ended."""
-    from serve.records.journal import Journal
-
-    journal = Journal(served.journal_url)
-    try:
-        return [entry for _, entry in journal.entries()]
-    finally:
-        journal.close()

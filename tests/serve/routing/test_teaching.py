@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 
 from serve.config import Config, Egress, Price, TaskRules
 from serve.settings import Settings
@@ -16,11 +17,11 @@ from tests.serve.endpoint_support import (
     completion,
     events,
     hybrid,
+    journaled,
     local_model,
     streamed,
-    write_release,
 )
-from tests.serve.routing.test_strategies import _entries, _json
+from tests.serve.release_support import write_release
 
 MAIL = "bob@example.org"
 BODY: dict[str, Any] = {"model": "gpt", "messages": [{"role": "user", "content": f"Write to {MAIL}."}]}
@@ -38,7 +39,7 @@ def teacher() -> Model:
         if not body.get("stream"):
             answer = completion("gpt", "I wrote to <EMAIL_1>.")
             answer["choices"][0]["message"]["tool_calls"] = [CALL]
-            return _json(answer)
+            return JSONResponse(answer)
         deltas: list[dict[str, Any]] = [
             {"content": piece} for piece in ("I wrote to <", "EMA", "IL_1", "> and <EM")
         ]
@@ -70,7 +71,7 @@ def test_placeholders_go_out_and_the_clients_words_come_back(tmp_path: Path, str
         arguments = message["tool_calls"][0]["function"]["arguments"]
         assert message["content"] == f"I wrote to {MAIL}."
     assert json.loads(arguments) == {"to": MAIL}
-    (entry,) = _entries(served)
+    (entry,) = journaled(served)
     assert MAIL not in str(entry)
     assert entry.egress == "redact"
 
@@ -92,7 +93,18 @@ def test_never_asks_nobody_and_keeps_nothing(tmp_path: Path, where: str) -> None
         "none",
     )
     assert (nobody.status_code, unclear.status_code, model.asked) == (403, 400, [])
-    assert all((entry.messages, entry.answer) == ([], None) for entry in _entries(served))
+    assert all((entry.messages, entry.answer) == ([], None) for entry in journaled(served))
+
+
+@pytest.mark.parametrize(("region", "hidden"), [("DE", True), ("US", False)])
+def test_telephone_numbers_are_read_as_in_the_tasks_country(
+    tmp_path: Path, region: str, hidden: bool
+) -> None:
+    model = teacher()
+    rules = Config(defaults=TaskRules(egress="redact", phone_region=region))
+    with hybrid(tmp_path, None, model, Settings(tmp_path, config=rules)) as served:
+        served.ask({**BODY, "messages": [{"role": "user", "content": "Call 030 901820 today."}]})
+    assert ("030 901820" not in json.dumps(model.asked)) is hidden
 
 
 def test_what_cannot_be_searched_does_not_leave(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from serve.settings import Settings
 from serve.upstreams.local import EmbeddedLocal
 from serve.upstreams.upstream import connect
 from serve.wire.chunks import Collector
-from tests.serve.endpoint_support import hang_up_after, hybrid, point, question, running, write_release
+from tests.serve.endpoint_support import hang_up_after, hybrid, question, running
+from tests.serve.release_support import point, write_release
 from tests.serve.runtime.tiny_gguf import LONG, SPECIAL, write
 
 HELLO = [{"role": "user", "content": "Hello"}]

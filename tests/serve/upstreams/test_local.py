@@ -16,7 +16,7 @@ from serve.upstreams.dialects import ANY_SERVER, EMBEDDED, OLLAMA, Dialect
 from serve.upstreams.gate import Gate
 from serve.upstreams.local import EmbeddedLocal, LocalModel, ServerLocal, choose
 from serve.upstreams.upstream import connect
-from tests.serve.endpoint_support import write_release
+from tests.serve.release_support import write_release
 from tests.serve.upstreams.conftest import Ask
 from tests.serve.upstreams.raw_server import (
     CHUNKS,

@@ -16,7 +16,7 @@ from serve.settings import Settings
 from serve.upstreams.breaker import Breaker, State
 from serve.upstreams.teacher import Teacher, Teachers, cost, price_of
 from serve.upstreams.upstream import connect
-from tests.serve.endpoint_support import write_release
+from tests.serve.release_support import write_release
 from tests.serve.upstreams.raw_server import serving, status, whole
 
 Script = list[Exception | str]

@@ -8,14 +8,13 @@ import logging
 
 import pytest
 
-from serve.watching.logs import AccessLog, configured
+from serve.watching.logs import AccessLog, LogFormat, configured
 from tests.serve.watching.site_support import by_teacher, entry
 
 
 def test_a_request_as_json() -> None:
     out = io.StringIO()
-    with configured("json", out):
-        AccessLog().observe(entry())
+    AccessLog("json", out).observe(entry())
     line = json.loads(out.getvalue())
     assert line["id"] == "req_1" and line["route"] == "local" and line["reason"] == "confident"
     assert line["level"] == "info" and line["confidence"] == 0.93 and line["time"].endswith("+00:00")
@@ -24,28 +23,26 @@ def test_a_request_as_json() -> None:
 
 def test_a_request_as_text_is_one_line() -> None:
     out = io.StringIO()
-    with configured("text", out):
-        AccessLog().observe(by_teacher(asked='x" route="local\u2028\x1b[2J\nforged', key="bob"))
+    AccessLog("text", out).observe(by_teacher(asked='x" route="local\u2028\x1b[2J\nforged', key="bob"))
     (line,) = out.getvalue().splitlines()
     assert " INFO request id=req_1 " in line and " key=bob " in line
     assert r'asked="x\" route=\"local\u2028\u001b[2J\nforged"' in line
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_neither_bodies_nor_errors_are_logged(log_format: str) -> None:
+def test_neither_bodies_nor_errors_are_logged(log_format: LogFormat) -> None:
     out = io.StringIO()
-    with configured("json" if log_format == "json" else "text", out):
-        AccessLog().observe(
-            entry(status=502, error="the teacher says: wrong key sk-1234", local_answer="secret")
-        )
+    AccessLog(log_format, out).observe(
+        entry(status=502, error="the teacher says: wrong key sk-1234", local_answer="secret")
+    )
     assert "req_1" in out.getvalue() and "warning" in out.getvalue().lower()
     assert "secret" not in out.getvalue() and "sk-1234" not in out.getvalue()
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_other_lines_and_their_tracebacks(log_format: str) -> None:
+def test_other_lines_and_their_tracebacks(log_format: LogFormat) -> None:
     out = io.StringIO()
-    with configured("json" if log_format == "json" else "text", out) as logger:
+    with configured(log_format, out) as logger:
         logger.warning("release %s\nis in use\x1b[2J", "v1")
         try:
             raise ValueError("broken")
