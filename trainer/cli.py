@@ -162,6 +162,20 @@ for _name, _text in {
     _stage_command(_name, _text)
 
 
+@app.command(epilog="Example: homestill harvest my-task && homestill run my-task")
+def harvest(folder: TaskArgument = Path()) -> None:
+    """Take the teacher's answers from the endpoint's journal as training rows of the next run."""
+    from trainer.harvest import harvest as gather
+
+    with _opened(folder) as here:
+        found = gather(here.task, here.home, here.store)
+    out.print(f"{found.new} new answers of the teacher, {found.known} known already", highlight=False)
+    for reason, count in found.left_out.most_common():
+        out.print(f"{count} left out: {reason}", highlight=False)
+    if found.new:
+        out.print(f"\nnext: homestill run {folder}", highlight=False)
+
+
 @app.command(epilog="Example: homestill status")
 def status() -> None:
     """Show every task's runs, stages and current release."""

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from trainer import harvest
 from trainer.data import Example
 from trainer.errors import CurateError
-from trainer.runs import Run, read_json, sha256_file, write_json, write_jsonl
+from trainer.runs import Run, read_json, sha256_file, sha256_json, write_json, write_jsonl
 from trainer.settings import CurateSettings
 from trainer.splits import MIN_SEALED, assigned
 from trainer.traces import Answer
@@ -21,7 +22,9 @@ log = logging.getLogger("homestill.curate")
 
 
 def inputs(run: Run) -> dict[str, Any]:
-    return {
+    """What the outcome depends on. Traffic counts from the first harvest on: earlier runs stay as they are."""
+    harvested = [trace.id for trace in run.store.traffic(run.task.name)]
+    return ({"traffic": sha256_json(harvested)} if harvested else {}) | {
         "capture": [sha256_file(run.folder / "capture" / name) for name in ("program.json", "summary.json")],
         "keep_score": run.task.settings.keep_score,
         "curate": run.task.settings.curate.model_dump(),
@@ -55,7 +58,11 @@ def run(run: Run) -> None:
     if len(balanced) < len(kept):
         dropped[f"class balance over {settings.curate.balance}"] += len(kept) - len(balanced)
     rows = [row for example in balanced for row in conversations(answers[example.id])]
+    calls = [call for example in assignment.examples() for call in answers[example.id].calls]
+    traffic, unfit = _traffic(run, calls)
+    rows += traffic
     summary = _summary(assignment.splits, balanced, rows, dropped, answers)
+    summary["traffic"] = {"conversations": len(traffic), "dropped": dict(unfit.most_common())}
     _judge(run, summary)
     write_jsonl(folder / "train.jsonl", rows)
     for split in ("calibrate", "test"):
@@ -64,20 +71,41 @@ def run(run: Run) -> None:
     write_json(folder / "summary.json", summary)
 
 
+def _traffic(run: Run, calls: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Harvested conversations that fit the program, are as whole as captured ones, and near no example."""
+    settings = run.task.settings.curate
+    found, unfit = harvest.rows(run.store.traffic(run.task.name), calls, settings.near_duplicate)
+    kept = []
+    for row in found:
+        reason = misshapen(row["completion"], settings)
+        if reason:
+            unfit[reason] += 1
+        else:
+            kept.append(row)
+    return kept, unfit
+
+
 def rejected(answer: Answer, keep_score: float, settings: CurateSettings) -> str | None:
     """Why the teacher's answer is no training material, or None."""
     if answer.error:
         return "teacher's answer could not be read"
     if answer.strict_score < keep_score:
         return f"score below {keep_score:g}"
-    lengths = [len(call["completion"]) for call in answer.calls]
-    if min(lengths, default=0) < settings.min_chars:
-        return f"completion shorter than {settings.min_chars} characters"
-    if max(lengths, default=0) > settings.max_chars:
-        return f"completion longer than {settings.max_chars} characters"
+    if not answer.calls:
+        return "no predictor was called"
     if any(call["finish_reason"] == "length" for call in answer.calls):
         return "completion cut off at teacher.max_tokens"
-    if max((repetition(call["completion"]) for call in answer.calls), default=0.0) > settings.max_repetition:
+    reasons = (misshapen(call["completion"], settings) for call in answer.calls)
+    return next(filter(None, reasons), None)
+
+
+def misshapen(completion: str, settings: CurateSettings) -> str | None:
+    """Why a completion's mere shape makes it no training material, or None."""
+    if len(completion) < settings.min_chars:
+        return f"completion shorter than {settings.min_chars} characters"
+    if len(completion) > settings.max_chars:
+        return f"completion longer than {settings.max_chars} characters"
+    if repetition(completion) > settings.max_repetition:
         return f"more than {settings.max_repetition:.0%} of the completion repeats itself"
     return None
 

@@ -55,7 +55,7 @@ def assign(examples: Iterable[Example], inputs: list[str], settings: CurateSetti
         else:
             distinct[example.id] = (split, example)
     rows = list(distinct.values())
-    near = _near_duplicates([_text(example, inputs) for _, example in rows], settings.near_duplicate)
+    near = near_duplicates([_text(example, inputs) for _, example in rows], settings.near_duplicate)
     for index, (split, example) in enumerate(rows):
         if index in near:
             result.dropped.setdefault("near-duplicate", []).append(example.id)
@@ -75,7 +75,7 @@ def _text(example: Example, inputs: list[str]) -> str:
     return " ".join(" ".join(str(example.values[name]) for name in inputs).lower().split())
 
 
-def _near_duplicates(texts: Sequence[str], threshold: float) -> set[int]:
+def near_duplicates(texts: Sequence[str], threshold: float) -> set[int]:
     """Indices of the texts that are too similar to an earlier one that is kept.
 
     Exact search over sets of character 4-grams (SetSimilaritySearch's all-pairs), not a sketch:

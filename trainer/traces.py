@@ -37,6 +37,8 @@ from sqlalchemy.exc import DatabaseError
 
 from trainer.errors import StoreError
 
+TRAFFIC = "traffic"
+"""`Trace.purpose` of what the endpoint has journaled."""
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -92,7 +94,7 @@ class Trace:
     example: str
     predictor: str
     purpose: str
-    """`capture`, or `optimize` while a prompt optimizer works."""
+    """`capture`, `optimize` while a prompt optimizer works, or `traffic` from the endpoint's journal."""
     program: str
     teacher: str
     stand_in: bool
@@ -190,6 +192,12 @@ class Store:
         with self._begin() as connection:
             row = connection.execute(select(traces).where(traces.c.id == identity)).mappings().first()
         return Trace(**row) if row else None
+
+    def traffic(self, task: str) -> list[Trace]:
+        """The task's traces that come from the endpoint's journal, in an order of their own."""
+        query = select(traces).where(traces.c.task == task, traces.c.purpose == TRAFFIC).order_by(traces.c.id)
+        with self._begin() as connection:
+            return [Trace(**row) for row in connection.execute(query).mappings()]
 
     def score_traces(self, identities: Sequence[str], score: float) -> None:
         """Write the score of an example to the traces that led to it."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, Text, case, cast, func, select
+from sqlalchemy import ColumnElement, Engine, RowMapping, Text, case, cast, create_engine, func, select
+from sqlalchemy.exc import DatabaseError
 
+from serve.errors import JournalError
 from serve.records.entry import Entry, stamp
 from serve.records.schema import requests
 
@@ -168,6 +173,24 @@ class Reader:
         ).where(*selection.where())
         with self._engine.connect() as connection:
             return Extent(*connection.execute(query).one())
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[Reader]:
+    """A journal that belongs to somebody else: nothing is written, not even a newer schema.
+
+    Raises:
+        JournalError: it cannot be read, also in the middle.
+    """
+    engine = create_engine(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true")
+    try:
+        yield Reader(engine)
+    except DatabaseError as error:
+        raise JournalError(
+            f"{file} cannot be read ({error.orig}); start the endpoint of this Homestill on it once, or make it readable"
+        ) from error
+    finally:
+        engine.dispose()
 
 
 def _entry(row: RowMapping) -> Entry:
