@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-SCHEMA = 1
-VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+from serve.manifest import SCHEMA, VERSION, Manifest, Part, RouterFile
+
 UNLISTED = frozenset({"manifest.json", "gate.json"})
 """Files of a release that the manifest does not list: itself, and the gate's verdict on it."""
 INTERFACE = "interface.json"
 NOT_CONTENT = frozenset({"report.html"})
 """Files that hold measured times and so differ between two runs with the same outcome."""
+
+
+PartT = TypeVar("PartT", bound=Part)
 
 
 class ReleaseInvalid(Exception):
@@ -33,223 +35,6 @@ class ReleaseInvalid(Exception):
     def __init__(self, faults: list[str]) -> None:
         self.faults = faults
         super().__init__("\n".join(faults))
-
-
-def _plain_path(name: str) -> str:
-    parts = name.split("/")
-    if not name or "\\" in name or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f'"{name}" leaves the release; name a file below it')
-    return name
-
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, AfterValidator(_plain_path)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
-
-
-PartT = TypeVar("PartT", bound=_Part)
-
-
-class BaseInfo(_Part):
-    """The open model that the student was made from; sha256 of its weights."""
-
-    name: str
-    sha256: Digest
-
-
-class DataInfo(_Part):
-    """Rows of each split, and one hash over all of them."""
-
-    train: int
-    calibrate: int
-    test: int
-    sha256: Digest
-
-
-class TeacherInfo(_Part):
-    model: str
-    stand_in: bool
-    """Not a real API model: reports say so in their first line."""
-
-
-class ModelInfo(_Part):
-    file: FileName
-    sha256: Digest
-    quantization: str
-    ollama: str | None = None
-    """The name that it is registered under, where Ollama runs it."""
-
-
-class Parity(_Part):
-    """How the served model compares with the trained weights; None where it was not measured."""
-
-    prompt_tokens_equal: bool
-    answers_equal: Share | None = None
-    metric_delta: float | None = None
-    """Served score minus the score of the 16-bit weights."""
-
-
-class Score(_Part):
-    """Mean score (0..1) over `n` rows with its 95 % interval; failures count as 0."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    failures: int = 0
-
-
-class RouterInfo(_Part):
-    """What router.json decides, for readers of the manifest."""
-
-    threshold: float | None
-    certified: bool
-    keep: float
-    confidence: float
-    local_share: Share
-
-
-class Latency(_Part):
-    """Milliseconds for one example."""
-
-    mean: float | None = None
-    p50: float
-    p95: float
-
-
-class Manifest(_Part):
-    """manifest.json."""
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    task: str
-    version: Annotated[str, Field(pattern=rf"^{VERSION.pattern}$")]
-    base: BaseInfo
-    method: str
-    data: DataInfo
-    teacher: TeacherInfo
-    model: ModelInfo
-    parity: Parity
-    scores: dict[str, Score]
-    """By system: teacher, base, student and, where it was measured, hybrid."""
-    router: RouterInfo
-    latency_ms: dict[str, Latency]
-    cost_per_1k_usd: dict[str, float]
-    """US dollars of API cost for 1,000 requests; the local machine's own cost is not in it."""
-    software: dict[str, str]
-    seed: int
-    files: dict[FileName, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]
-
-    def text(self) -> str:
-        """The manifest as it is written."""
-        return json.dumps(self.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"
-
-
-class Binds(_Part):
-    """What a certificate was measured on; it holds for nothing else."""
-
-    model: Digest
-    quantization: str
-    template: str
-    program: str
-    adapter: str
-    runtime: str
-
-
-class OutputField(_Part):
-    """An output field of a predictor; `labels` where its values are an enum."""
-
-    name: str
-    labels: list[str] | None = None
-
-
-class PredictorPrompt(_Part):
-    """The fixed part of one predictor's prompt, by which a request is recognised."""
-
-    name: str
-    fingerprint: str
-    """SHA-256 of the messages before the last."""
-    prefix: str
-    suffix: str
-    """Fixed start and end of the last message."""
-    fields: list[OutputField]
-
-
-class Sampling(_Part):
-    temperature: float
-    max_tokens: int
-    context: int
-
-
-class ConfidenceWeights(_Part):
-    """A logistic model over `features`, standardised, and its calibration. Read by serve.confidence."""
-
-    model_config = ConfigDict(extra="allow")
-
-    features: list[str]
-    mean: list[float]
-    scale: list[float]
-    weights: list[float]
-    bias: float
-    calibration: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _same_length(self) -> ConfidenceWeights:
-        lengths = {len(self.features), len(self.mean), len(self.scale), len(self.weights)}
-        if len(lengths) > 1:
-            raise ValueError("features, mean, scale and weights differ in length; run certify again")
-        return self
-
-
-class AuditBaseline(_Part):
-    """How often local answers that the threshold keeps differ from the teacher's, counted on the test rows."""
-
-    fields: list[str]
-    """The output fields that are compared."""
-    kept: Annotated[int, Field(ge=0)]
-    disagreed: Annotated[int, Field(ge=0)]
-    upper: Annotated[float, Field(gt=0, le=1)]
-    """Upper bound on that rate, with 97.5 % confidence; audits must not show more."""
-
-
-class RouterFile(_Part):
-    """router.json. Without a certificate `threshold` is None and every request goes to the teacher."""
-
-    model_config = ConfigDict(extra="allow")
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    task: str
-    binds: Binds
-    threshold: float | None
-    certified: bool
-    keep: float
-    confidence: float
-    reason: str = ""
-    predictors: list[PredictorPrompt]
-    sampling: Sampling
-    model: ConfidenceWeights | None
-    neighbours: FileName | None = None
-    audit: AuditBaseline | None = None
-    """None without a certificate, and in releases from before there were audits."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> RouterFile:
-        if self.certified and (self.threshold is None or self.model is None):
-            raise ValueError("certified is true without a threshold and a model; run certify again")
-        return self
-
-    def mismatches(self, **found: str) -> list[str]:
-        """Faults where what runs is not what was certified: `router.mismatches(runtime="embedded")`."""
-        bound = self.binds.model_dump()
-        return [
-            f'the certificate binds {name} "{bound[name]}", "{value}" is in use; '
-            f"serve what was certified, or run certify with it"
-            for name, value in found.items()
-            if bound[name] != value
-        ]
 
 
 @dataclass(frozen=True)
@@ -266,7 +51,13 @@ class Release:
 
     @property
     def model(self) -> Path:
-        return self.folder / self.manifest.model.file
+        """The whole model, or the base that `lora` is put on."""
+        return self.folder / (self.manifest.model.base or self.manifest.model.file)
+
+    @property
+    def lora(self) -> Path | None:
+        """The adapter that makes the student of `model`; None where that is the student."""
+        return self.folder / self.manifest.model.file if self.manifest.model.base else None
 
     @property
     def neighbours(self) -> Path | None:
@@ -391,7 +182,9 @@ def _file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:
 def _binding_faults(release: Release) -> list[str]:
     manifest, router = release.manifest, release.router
     model = manifest.model
+    bound_base = f"sha256:{router.binds.base}" if router.binds.base else None
     pairs = [
+        ("base that router.json binds", bound_base, manifest.files.get(model.base) if model.base else None),
         ("task of router.json", router.task, manifest.task),
         ("model that router.json binds", router.binds.model, model.sha256),
         ("quantization that router.json binds", router.binds.quantization, model.quantization),

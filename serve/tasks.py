@@ -12,6 +12,7 @@ from pathlib import Path
 from serve import release as releases
 from serve.confidence import ConfidenceModel, Field, Neighbours
 from serve.errors import ServeError
+from serve.manifest import OutputField
 from serve.release import Release, ReleaseInvalid
 from serve.upstreams.local import Local, LocalModel
 from serve.upstreams.teacher import Teacher, Teachers
@@ -176,5 +177,5 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _fields(fields: Sequence[releases.OutputField]) -> list[Field]:
+def _fields(fields: Sequence[OutputField]) -> list[Field]:
     return [Field(field.name, tuple(field.labels or ())) for field in fields]

@@ -32,7 +32,6 @@ from trainer.traces import Answer
 VERSION = 2
 """Raise it when the same answers shall give another router."""
 FIT_SHARE = 0.4
-SELF_ASK = "self_ask"
 INPUT_FILES = (
     "curate/train.jsonl",
     "curate/calibrate.jsonl",
@@ -259,8 +258,8 @@ def _kept_pairs(run: Run, rows: Rows, threshold: float | None) -> list[audit.Pai
 
 
 def _replies(run: Run) -> Mapping[str, str] | None:
-    """The local model's replies to self-ask, where it was asked."""
-    system = _systems(run).get(SELF_ASK)
+    """The local model's replies to self-ask, where evaluate asked it."""
+    system = _systems(run).get("self_ask")
     if system is None:
         return None
     return {key: answer.calls[0]["completion"] for key, answer in run.store.answers(system).items()}
@@ -317,7 +316,8 @@ def _write(
 def _binds(run: Run, registered: Mapping[str, Any]) -> dict[str, str]:
     """What the certificate was measured on; it holds for nothing else."""
     exported = read_json(run.folder / "export" / "summary.json")
-    return {
+    apart = exported.get("deliver") == "adapter"
+    return ({"base": exported["base"]["sha256"]} if apart else {}) | {
         "model": exported["model"]["sha256"],
         "quantization": exported["model"]["quantization"],
         "template": sha256_json(exported["template"]),

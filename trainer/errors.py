@@ -16,6 +16,7 @@ HomestillError                exit code 1; the message is value, rule, remedy
 ├── ReleaseError              manifest, gate, current
 ├── DiskError                 not enough free space, asked before it is needed
 ├── BusyError                 another run of the same task is under way
+├── BundleError               a bundle, backup or export is not what was signed, or cannot be written
 └── StoreError                the database cannot be opened or is newer than this version
 """
 
@@ -98,3 +99,7 @@ class BusyError(HomestillError):
 
 class StoreError(HomestillError):
     """The database cannot be opened, or was written by a newer version."""
+
+
+class BundleError(FaultsError):
+    """A bundle, backup or export cannot be written, or is not byte for byte what was signed or noted."""

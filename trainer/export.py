@@ -2,7 +2,8 @@
 
 The converter is the one of llama-cpp-python's own source, which `scripts/install` unpacks: converter,
 quantiser and runtime are one version, and nothing is fetched at run time. What serving relies on is
-asserted on the finished file. The base is converted once for all tasks and kept in the cache.
+asserted on the finished file. The base is converted once for all tasks and kept in the cache. With
+`student.deliver: adapter` the student is that same base and an adapter of a few megabytes beside it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer import child, process
+from trainer.conversion import adapter as adapters
 from trainer.conversion.check import faults
 from trainer.errors import ExportError
 from trainer.progress import Advance, progress
 from trainer.runs import Run, sha256_file, sha256_json, write_json
+from trainer.settings import StudentSettings
 from trainer.template import Template
 from trainer.training import base as bases
 
@@ -28,65 +31,116 @@ PACKAGES = ("llama-cpp-python", "gguf", "transformers")
 
 def inputs(run: Run) -> dict[str, Any]:
     """What the GGUF files depend on."""
+    student = run.task.settings.student
+    trained = {"model": bases.sha256(run.folder / "train" / "model")}
+    if student.deliver == "adapter":
+        trained["adapter"] = bases.sha256(run.folder / "train" / "adapter")
     return {
-        "model": bases.sha256(run.folder / "train" / "model"),
+        **trained,
         "base": bases.sha256(bases.resolve(run)),
-        "quantize": run.task.settings.student.quantize,
+        "quantize": student.quantize,
         "versions": bases.versions(*PACKAGES),
     }
 
 
 def run(run: Run) -> None:
-    """Write export/model.gguf, export/base.gguf and export/summary.json.
+    """Write export/base.gguf, export/summary.json, and export/model.gguf or export/adapter.gguf.
 
     Raises:
-        ExportError: the converter is missing or fails, or a file lacks something that serving needs.
+        ExportError: the converter is missing or fails, a file lacks something that serving needs, or
+            the adapter can only be served merged.
         DiskError: the files would not fit.
     """
     from transformers import AutoTokenizer
 
-    folder, kind = run.stage("export"), run.task.settings.student.quantize
+    folder, student = run.stage("export"), run.task.settings.student
     model, base = run.folder / "train" / "model", bases.resolve(run)
+    apart = student.deliver == "adapter"
     template = Template.freeze(AutoTokenizer.from_pretrained(model, local_files_only=True))
-    llama_cpp = converter(run.environment)
-    run.need_disk(4 * bases.weight_bytes(base) + 50_000_000, "export")
+    plain = _template_of_base(base, student, template)
+    llama_cpp = converter(run.environment, SCRIPT, *([adapters.SCRIPT] if apart else []))
+    if apart:
+        _check_adapter(run.folder / "train" / "adapter")
+    cached = run.home.cache / "base-gguf" / f"{_base_key(base, student.quantize, plain)}.gguf"
+    made = 0 if apart and cached.exists() else 4 * bases.weight_bytes(base)
+    run.need_disk(made + 50_000_000, "export")
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    with progress("exporting", 4) as advance:
+    with progress("exporting", 3 if apart else 4) as advance:
         maker = _Maker(
             llama_cpp=llama_cpp,
-            kind=kind,
-            template=template,
+            kind=student.quantize,
             work=work,
             environment=child.environment(run.environment),
             advance=advance,
         )
-        cached = run.home.cache / "base-gguf" / f"{_base_key(base, kind, template)}.gguf"
-        if not cached.exists():
+        if cached.exists():
+            advance(2, "the base is in the cache")
+        else:
             cached.parent.mkdir(parents=True, exist_ok=True)
-            maker.make(_staged(base, work / "base", template), cached)
+            maker.make(_staged(base, work / "base", plain), cached, plain)
         _link(cached, folder / "base.gguf")
-        maker.make(model, folder / "model.gguf")
-    files = {
-        name: {"sha256": sha256_file(file), "bytes": file.stat().st_size, "quantization": kind}
-        for name, file in (("model", folder / "model.gguf"), ("base", folder / "base.gguf"))
-    }
-    write_json(folder / "summary.json", {**files, "template": template.to_json()})
+        if apart:
+            maker.make_adapter(run.folder / "train" / "adapter", base, folder)
+        else:
+            maker.make(model, folder / "model.gguf", template)
+    _summarise(folder, student, template, plain)
     shutil.rmtree(work)
 
 
-def converter(environment: Mapping[str, str]) -> Path:
+def _template_of_base(base: Path, student: StudentSettings, template: Template) -> Template:
+    """The base's own template: a soft prompt stands in the student's, in tokens that the base does not have."""
+    from transformers import AutoTokenizer
+
+    if student.method != "prompt":
+        return template
+    return Template.freeze(AutoTokenizer.from_pretrained(base, local_files_only=True))
+
+
+def _summarise(folder: Path, student: StudentSettings, template: Template, plain: Template) -> None:
+    """What was made. `model` is the file that is the task's own; an adapter's `base` is the one beside it."""
+    names = {"model": "adapter.gguf" if student.deliver == "adapter" else "model.gguf", "base": "base.gguf"}
+    files = {
+        key: {
+            "sha256": sha256_file(folder / name),
+            "bytes": (folder / name).stat().st_size,
+            "quantization": student.quantize,
+        }
+        for key, name in names.items()
+    }
+    templates = {"template": template.to_json(), "base_template": plain.to_json()}
+    write_json(folder / "summary.json", {**files, **templates, "deliver": student.deliver})
+
+
+def _check_adapter(adapter: Path) -> None:
+    if not (adapter / adapters.CONFIG).is_file():
+        raise ExportError(
+            f"{adapter} holds no adapter to deliver; use student.method lora or qlora, "
+            "or set student.deliver to merged"
+        )
+    found = adapters.unservable(adapter)
+    if found:
+        raise ExportError(
+            f"the adapter cannot be served beside its base: {'; '.join(found)}; set student.deliver to merged"
+        )
+
+
+def converter(environment: Mapping[str, str], *scripts: str) -> Path:
     """The folder of llama.cpp's converter.
+
+    Args:
+        scripts: what it has to hold; by default the converter of whole models.
 
     Raises:
         ExportError: it is not there.
     """
     installed = Path(sys.prefix) / "share" / "homestill" / "llama.cpp"
     folder = Path(environment.get("HOMESTILL_LLAMA_CPP") or installed)
-    if not (folder / SCRIPT).is_file():
+    missing = [name for name in scripts or (SCRIPT,) if not (folder / name).is_file()]
+    if missing:
         raise ExportError(
-            f"{folder} holds no {SCRIPT}, which export needs; run scripts/install, "
+            f"{folder} holds no {' and no '.join(missing)}, which export needs; run scripts/install, "
             "or set HOMESTILL_LLAMA_CPP to the folder that holds it"
         )
     return folder
@@ -100,20 +154,18 @@ class _Maker:
         *,
         llama_cpp: Path,
         kind: str,
-        template: Template,
         work: Path,
         environment: dict[str, str],
         advance: Advance,
     ) -> None:
         self._llama_cpp = llama_cpp
         self._kind = kind
-        self._template = template
         self._work = work
         self._environment = environment
         self._advance = advance
 
-    def make(self, model: Path, out: Path) -> None:
-        """Make `out` from a folder in the Hugging Face layout.
+    def make(self, model: Path, out: Path, template: Template) -> None:
+        """Make `out` from a folder in the Hugging Face layout, whose chat template is to be `template`.
 
         Raises:
             ExportError: a step failed, or the file lacks something.
@@ -127,13 +179,30 @@ class _Maker:
             made = self._work / f"{self._kind}.gguf"
             self._run("trainer.conversion.quantise", half, made, self._kind, timeout=seconds)
             half.unlink()
-        found = faults(made, model, self._template)
+        found = faults(made, model, template)
         if found:
             raise ExportError(
                 f"the GGUF made of {model} cannot be served: {'; '.join(found)}; use another base"
             )
         self._advance(1, f"quantised to {self._kind}")
         os.replace(made, out)
+
+    def make_adapter(self, adapter: Path, base: Path, folder: Path) -> None:
+        """Make `folder`/adapter.gguf of PEFT's adapter, for the base.gguf beside it.
+
+        Raises:
+            ExportError: the conversion failed, or the file does not fit the base.
+        """
+        staged = adapters.stage(adapter, self._work / "adapter")
+        out = self._work / "adapter.gguf"
+        self._run("trainer.conversion.adapter", self._llama_cpp, base, staged, out, timeout=600)
+        found = adapters.faults(out, adapter, folder / "base.gguf")
+        if found:
+            raise ExportError(
+                f"the GGUF made of {adapter} cannot be served: {'; '.join(found)}; set student.deliver to merged"
+            )
+        self._advance(1, "the adapter converted")
+        os.replace(out, folder / "adapter.gguf")
 
     def _run(self, module: str, *args: str | Path, timeout: float) -> None:
         log = self._work.parent / "export.log"

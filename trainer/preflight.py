@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from trainer import estimate
+from trainer.conversion import adapter as adapters
+from trainer.conversion import families
 from trainer.errors import ExportError, HomestillError, PreflightError
-from trainer.export import converter
+from trainer.export import SCRIPT, converter
 from trainer.runs import Run
 from trainer.runtimes.choice import describe
 from trainer.splits import MIN_SEALED, assigned
@@ -20,6 +23,7 @@ def check(run: Run) -> None:
     faults: list[str] = []
     try:
         _freeze(run)
+        faults += _too_large(run)
     except HomestillError as error:
         faults += str(error).splitlines()
     except (OSError, ValueError) as error:  # transformers on a folder without a usable tokenizer
@@ -29,7 +33,8 @@ def check(run: Run) -> None:
     if not run.force:
         faults += _too_small(run)
     try:
-        converter(run.environment)
+        apart = run.task.settings.student.deliver == "adapter"
+        converter(run.environment, SCRIPT, *([adapters.SCRIPT] if apart else []))
     except ExportError as error:
         faults.append(str(error))
     _, state, text = describe(run.environment)
@@ -50,8 +55,23 @@ def _too_small(run: Run) -> list[str]:
     ]
 
 
+def _too_large(run: Run) -> list[str]:
+    """A base that this machine could not train even by single rows with nothing else running."""
+    found = estimate.of(run)
+    fixed = found.memory_bytes - found.memory["activations"]
+    if run.force or fixed <= found.machine.memory:
+        return []
+    return [
+        f"student.base is {found.base!r}: {found.method} holds about {fixed / 1e9:.0f} GB before the first row, "
+        f"{found.machine.name} has {found.machine.memory / 1e9:.0f}; use a smaller base, lora or qlora, "
+        "or go on with --force"
+    ]
+
+
 def _freeze(run: Run) -> None:
-    """The template decides whether a base can be served as it is trained; the tokenizer alone tells."""
+    """Architecture and template decide whether a base can be served as it is trained; no weights are needed."""
     from transformers import AutoTokenizer
 
-    Template.freeze(AutoTokenizer.from_pretrained(base.resolve(run), local_files_only=True))
+    folder = base.resolve(run)
+    families.check(folder, run.task.settings.student.context)
+    Template.freeze(AutoTokenizer.from_pretrained(folder, local_files_only=True))

@@ -18,7 +18,7 @@ from trainer.errors import RegisterError
 from trainer.lm import session
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
 from trainer.runtimes.choice import choice, launch, runtime
-from trainer.runtimes.local import Chat, LocalModel, Registration, Runtime
+from trainer.runtimes.local import Adapter, Chat, LocalModel, Registration, Runtime
 from trainer.runtimes.parity import (
     Answered,
     Parity,
@@ -103,20 +103,26 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
 def _models(run: Run) -> tuple[LocalModel, LocalModel]:
     folder, settings = run.stage("export"), run.task.settings
     exported = read_json(folder / "summary.json")
-    template = Template.from_json(exported["template"])
+    own_template = Template.from_json(exported["template"])
+    # an export from before there were soft prompts has one template for both
+    base_template = Template.from_json(exported.get("base_template", exported["template"]))
 
-    def model(key: str, role: str) -> LocalModel:
+    def model(role: str, key: str, adapter: Adapter | None = None) -> LocalModel:
         return LocalModel.of(
             settings.name,
             role,
             gguf=folder / f"{key}.gguf",
             sha256=exported[key]["sha256"],
-            template=template,
+            template=base_template if role else own_template,
             context=settings.student.context,
             max_tokens=settings.student.max_tokens,
+            adapter=adapter,
         )
 
-    return model("model", ""), model("base", "base")
+    if settings.student.deliver == "adapter":
+        own = Adapter(folder / "adapter.gguf", exported["model"]["sha256"])
+        return model("", "base", own), model("base", "base")
+    return model("", "model"), model("base", "base")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import yaml
 
 from serve import release as releases
 from serve.interface import Interface, describe
-from serve.release import INTERFACE, Manifest, Release, ReleaseInvalid
+from serve.manifest import Manifest
+from serve.release import INTERFACE, Release, ReleaseInvalid
 from trainer.errors import ReleaseError, TeacherError
 from trainer.program import load as load_program
 from trainer.reporting import report, verdict
@@ -72,7 +73,7 @@ def inputs(run: Run) -> dict[str, Any]:
     return {
         "version": VERSION,
         "report": report.VERSION,
-        "settings": run.task.settings.model_dump(mode="json"),
+        "settings": run.task.settings.model_dump(mode="json", exclude={"retrain"}),
         "code": run.task.code_sha256,
         "files": {file.relative_to(run.folder).as_posix(): sha256_file(file) for file in files},
     }
@@ -225,7 +226,9 @@ def _existing_or_new(run: Run, folder: Path, clock: Clock, render: report.Render
 
 def _fill(run: Run, draft: Path) -> None:
     """Everything of a release but report and manifest."""
-    _link(run, run.stage("export") / "model.gguf", draft / "model.gguf")
+    apart = run.task.settings.student.deliver == "adapter"
+    for name in ("base.gguf", "adapter.gguf") if apart else ("model.gguf",):
+        _link(run, run.stage("export") / name, draft / name)  # all releases on one base hold the same file
     shutil.copyfile(run.stage("certify") / "router.json", draft / "router.json")
     neighbours = run.stage("certify") / "neighbours.npz"
     if neighbours.is_file():

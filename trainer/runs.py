@@ -28,6 +28,10 @@ class Home:
     def from_environment(cls, environment: Mapping[str, str]) -> Home:
         return cls(Path(environment.get("HOMESTILL_HOME") or "~/.homestill").expanduser().resolve())
 
+    def create(self) -> None:
+        """Make the folder where there is none, for its owner alone: it will hold what people asked."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     @property
     def database_url(self) -> str:
         return f"sqlite:///{self.root / 'homestill.db'}"
@@ -79,7 +83,7 @@ class Run:
         if free < needed:
             raise DiskError(
                 f"{purpose} needs {needed / 1e9:.2f} GB below {self.home.root}, {free / 1e9:.2f} GB are free; "
-                "free some space or point HOMESTILL_HOME at a larger disk"
+                "free some space (homestill prune says what may go) or point HOMESTILL_HOME at a larger disk"
             )
 
 

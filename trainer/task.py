@@ -21,8 +21,6 @@ from trainer.errors import TaskError
 from trainer.faults import Location, describe, dotted, relevant
 from trainer.settings import TaskSettings
 
-PLANNED_METHODS = ("qlora", "prompt")
-
 
 @dataclass(frozen=True)
 class Task:
@@ -164,10 +162,12 @@ def _file_faults(tree: dict[str, Any], folder: Path, lines: dict[Location, int],
             faults += [f"{dotted(where)} {fault} {at(*where)}" for fault in _pattern_faults(folder, pattern)]
     student = tree.get("student")
     student = student if isinstance(student, dict) else {}
-    if (method := student.get("method")) in PLANNED_METHODS:
-        faults.append(
-            f"student.method is {method!r}; this version trains lora and full {at('student', 'method')}"
-        )
+    recipe = student.get("train")
+    replay = recipe.get("replay") if isinstance(recipe, dict) else None
+    general = str(replay.get("data", "")) if isinstance(replay, dict) else ""
+    if general and not (folder / Path(general).expanduser()).is_file():
+        remedy = f"correct it {at('student', 'train', 'replay', 'data')}"
+        faults.append(f"student.train.replay.data is {general!r}, which does not exist; {remedy}")
     base = str(student.get("base", ""))
     if base.startswith((".", "/", "~")) and not (folder / Path(base).expanduser()).is_dir():
         remedy = f"correct it or use a hub name {at('student', 'base')}"

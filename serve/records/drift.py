@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.manifest import AuditBaseline
 from serve.records.entry import Entry
-from serve.release import AuditBaseline, Release
+from serve.release import Release
 
 ALPHA = 0.01
 """Probability of ever calling a release worse that is not."""

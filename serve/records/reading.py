@@ -131,6 +131,21 @@ class Reader:
             found = connection.execute(query).scalars().all()
         yield from found
 
+    def harvestable(self, task: str, since: datetime) -> int:
+        """How many requests with one of the task's own prompts the teacher has answered since, texts kept."""
+        column = requests.c
+        query = select(func.count()).where(
+            column.task == task,
+            column.created > stamp(since),
+            column.route == "teacher",
+            column.status == OK,
+            column.egress == "allow",
+            column.predictor.is_not(None),
+            column.answer.is_not(None),
+        )
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def summary(self, since: datetime | None = None) -> list[Totals]:
         """Counts, tokens and cost, the latest day first.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.fingerprint import fingerprint, query
-from serve.release import PredictorPrompt
+from serve.manifest import PredictorPrompt
 from serve.routing.decision import Route
 
 LOCAL_FIELDS = frozenset(

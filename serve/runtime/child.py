@@ -46,6 +46,7 @@ class Config:
     context: int
     threads: int
     port: int
+    adapter: str | None = None
 
 
 def create_app(generator: Generator, alias: str) -> Starlette:
@@ -277,7 +278,8 @@ def main(argument: str) -> None:
     end_with_parent()
     config = Config(**json.loads(argument))
     try:
-        generator = Generator.load(Path(config.gguf), config.context, config.threads)
+        adapter = Path(config.adapter) if config.adapter else None
+        generator = Generator.load(Path(config.gguf), config.context, config.threads, adapter)
     except EmbeddedError as error:
         sys.exit(str(error))
     # asyncio sends small answers at once only on sockets that say TCP; without it each waits 40 ms for an ACK.

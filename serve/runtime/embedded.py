@@ -55,6 +55,7 @@ class Embedded:
 
     Args:
         gguf: the model file; its own Jinja chat template is used.
+        adapter: a GGUF LoRA adapter for it.
         context: tokens of prompt and answer together.
         threads: of the computation; None: one less than there are cores. A thread that has to share
             its core makes the others wait for it: measured here, two on a busy machine of two cores
@@ -71,10 +72,12 @@ class Embedded:
         context: int,
         threads: int | None = None,
         alias: str,
+        adapter: Path | None = None,
         start_timeout: float = 600.0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._gguf = gguf
+        self._adapter = adapter
         self._context = context
         self._threads = threads or max(1, _cores() - 1)
         self._alias = alias
@@ -107,8 +110,9 @@ class Embedded:
         Raises:
             EmbeddedError: the file is missing or is no model, or the child does not answer in time.
         """
-        if not self._gguf.is_file():
-            raise EmbeddedError(f"{self._gguf} does not exist; export the model again")
+        for file in filter(None, (self._gguf, self._adapter)):
+            if not file.is_file():
+                raise EmbeddedError(f"{file} does not exist; export the model again")
         self._port = _reserved_port()
         endpoint = Endpoint(f"http://{HOST}:{self._port.getsockname()[1]}/v1", self._alias)
         try:
@@ -135,6 +139,7 @@ class Embedded:
     def _launch(self) -> None:
         config = {
             "gguf": str(self._gguf.resolve()),
+            "adapter": str(self._adapter.resolve()) if self._adapter else None,
             "alias": self._alias,
             "context": self._context,
             "threads": self._threads,

@@ -83,11 +83,15 @@ class Generator:
         )
 
     @classmethod
-    def load(cls, gguf: Path, context: int, threads: int) -> Generator:
+    def load(cls, gguf: Path, context: int, threads: int, adapter: Path | None = None) -> Generator:
         """Load a model for prompts and answers of `context` tokens together.
 
+        Args:
+            adapter: a GGUF LoRA adapter for it.
+
         Raises:
-            EmbeddedError: the file is no model that llama.cpp can load, or has no chat template.
+            EmbeddedError: the file is no model that llama.cpp can load, or has no chat template, or the
+                adapter is not one of it.
         """
         try:
             llama = llama_cpp.Llama(
@@ -100,6 +104,8 @@ class Generator:
             )
         except (ValueError, RuntimeError) as error:
             raise EmbeddedError(f"{gguf} cannot be loaded ({error}); export the model again") from error
+        if adapter is not None:
+            _adapt(llama, adapter)
         return cls(llama)
 
     def render(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
@@ -151,7 +157,8 @@ class Generator:
             if llama_cpp.llama_vocab_is_eog(self._vocabulary, token):
                 reason = "stop"
                 break
-            data += self._piece(token)
+            # SentencePiece opens a text with a space; no answer was trained with one, and DSPy's headers stand first
+            data += self._piece(token) if data else self._piece(token).lstrip(b" ")
             count += 1
             entry = self._entry(token, sampling.top_logprobs) if sampling.logprobs else None
             if entry:
@@ -267,6 +274,24 @@ class _Spoken:
             self._said = len(data)
             if text or entry:
                 self._told(text, entry)
+
+
+def _adapt(llama: llama_cpp.Llama, adapter: Path) -> None:
+    """Put an adapter on, at the scale that it was trained with; llama.cpp frees it with the model.
+
+    llama-cpp-python's own `lora_path` would read the base into this process's memory instead of mapping
+    its file, which all processes on the same base share.
+    """
+    loaded = llama_cpp.llama_adapter_lora_init(llama.model, str(adapter).encode())
+    if not loaded:
+        raise EmbeddedError(
+            f"{adapter} is no LoRA adapter of {llama.model_path}; export the model again, "
+            "or restore the base that it was made for"
+        )
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(loaded)
+    scales = (ctypes.c_float * 1)(1.0)
+    if llama_cpp.llama_set_adapters_lora(llama.ctx, adapters, 1, scales):
+        raise EmbeddedError(f"{adapter} cannot be put on {llama.model_path}; export the model again")
 
 
 def _grammar(schema: str | None) -> Any:

@@ -209,7 +209,9 @@ class EmbeddedLocal:
     async def start(self, release: Release) -> LocalModel:
         gguf: Path = release.model
         sampling = release.router.sampling
-        runtime = self._embedded(gguf, context=sampling.context, alias=served_name(release))
+        runtime = self._embedded(
+            gguf, context=sampling.context, alias=served_name(release), adapter=release.lora
+        )
         endpoint = await asyncio.to_thread(runtime.start)
 
         async def stop() -> None:

@@ -25,7 +25,8 @@ from starlette.routing import Route
 
 from serve.errors import ApiError
 from serve.guard.keys import Caller
-from serve.release import VERSION, Manifest, ReleaseInvalid, current_version, versions
+from serve.manifest import VERSION, Manifest
+from serve.release import ReleaseInvalid, current_version, versions
 from serve.watching.gauges import ServedTasks
 from serve.watching.live import RECENT, Live
 from serve.watching.metrics import Metrics

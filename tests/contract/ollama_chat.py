@@ -44,6 +44,7 @@ class Server(Protocol):
     faults: Faults
     engine: Engine
     loaded: dict[str, str]
+    loads: list[str]
 
 
 def native(server: Server, body: dict[str, Any], entry: dict[str, Any]) -> Answers:
@@ -154,7 +155,7 @@ def _generate(
             raise Refused(500, f'option "{name}" must be of type {kind}')
     entry["options"] = options
     with TURN:
-        done = server.engine.complete(model.gguf, prompt, options, top)
+        done = server.engine.complete(model.gguf, prompt, options, top, model.adapter)
     if server.faults.strikes("token_repeat"):
         done.reason = None
     return done
@@ -188,7 +189,10 @@ def _keep_alive(body: dict[str, Any]) -> float | str:
 
 
 def _load(server: Server, model: Model, unload: bool) -> None:
-    server.loaded.setdefault(str(model.gguf), model.name)
+    holder = server.loaded.get(str(model.gguf))
+    if holder is None or server.models.adapter_of(holder) != model.adapter:  # one runner slot a GGUF file
+        server.loaded[str(model.gguf)] = model.name
+        server.loads.append(model.name)
     if unload:
         del server.loaded[str(model.gguf)]
 

@@ -7,7 +7,7 @@ It names itself: version `0.33.0-double`, header `x-ollama-double: 1`. Beside Ol
     POST /_double/faults   {"cut_upload": 1, ...}   how often a fault happens from now on; -1 is always
     GET  /_double/log      every request so far: method, path, JSON body, and the status of its answer
 
-Not done: safetensors, adapters, quantize, images, tools, thinking, JSON schemas; the prompt that is too
+Not done: safetensors, adapters in safetensors, quantize, images, tools, thinking, JSON schemas; the prompt that is too
 long for the context is not shortened.
 """
 
@@ -70,6 +70,10 @@ class OllamaDouble:
         self.engine = engine or Canned()
         self.loaded: dict[str, str] = {}
         """Name by GGUF path: one runner per file, shown under the name that loaded it first."""
+        self.loads: list[str] = []
+        """The name of every load; two adapters on one file take turns, and each turn is a load."""
+        self.on_gpu = False
+        """Whether /api/ps says that models lie in video memory."""
         self.log: list[dict[str, Any]] = []
         self.finished = threading.Event()
         """Set when a create whose client had gone was finished."""
@@ -227,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send_json(
             200,
             {
-                "modelfile": "\n".join(lines),
+                "modelfile": "\n".join(lines + ([f"ADAPTER {model.adapter}"] if model.adapter else [])),
                 "template": model.template or "{{ .Prompt }}",
                 "parameters": shown,
                 "details": model.details,
@@ -250,7 +254,12 @@ class Handler(BaseHTTPRequestHandler):
         self._send_json(200, {"object": "list", "data": listed})
 
     def _ps(self) -> None:
-        self._send_json(200, {"models": [{"name": n, "model": n} for n in self.ollama.loaded.values()]})
+        sizes = {name: Path(gguf).stat().st_size for gguf, name in self.ollama.loaded.items()}
+        running = [
+            {"name": name, "model": name, "size": size, "size_vram": size if self.ollama.on_gpu else 0}
+            for name, size in sizes.items()
+        ]
+        self._send_json(200, {"models": running})
 
     def _delete(self) -> None:
         body = self._json()

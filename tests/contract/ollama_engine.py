@@ -32,7 +32,9 @@ class Engine(Protocol):
 
     def count(self, gguf: Path, prompt: str) -> int: ...
 
-    def complete(self, gguf: Path, prompt: str, options: dict[str, Any], top: int) -> Generated: ...
+    def complete(
+        self, gguf: Path, prompt: str, options: dict[str, Any], top: int, adapter: Path | None = None
+    ) -> Generated: ...
 
 
 @dataclass
@@ -45,7 +47,9 @@ class Canned:
     def count(self, gguf: Path, prompt: str) -> int:
         return len(re.findall(r"\s*\S+", prompt)) + 1
 
-    def complete(self, gguf: Path, prompt: str, options: dict[str, Any], top: int) -> Generated:
+    def complete(
+        self, gguf: Path, prompt: str, options: dict[str, Any], top: int, adapter: Path | None = None
+    ) -> Generated:
         self.asked.append({"prompt": prompt, "options": options})
         words = re.findall(r"\s*\S+", self.answer(prompt))
         limit = options.get("num_predict", -1)
@@ -60,13 +64,15 @@ class Llama:
     """llama.cpp, in process; a model stays loaded until another is asked. To be closed."""
 
     def __init__(self) -> None:
-        self._loaded: tuple[Path, int, Any] | None = None
+        self._loaded: tuple[tuple[Path, int, Path | None], Any] | None = None
 
     def count(self, gguf: Path, prompt: str) -> int:
         return len(self._load(gguf, 4096).tokenize(prompt.encode(), add_bos=True, special=True))
 
-    def complete(self, gguf: Path, prompt: str, options: dict[str, Any], top: int) -> Generated:
-        llama = self._load(gguf, int(options.get("num_ctx", 4096)))
+    def complete(
+        self, gguf: Path, prompt: str, options: dict[str, Any], top: int, adapter: Path | None = None
+    ) -> Generated:
+        llama = self._load(gguf, int(options.get("num_ctx", 4096)), adapter)
         llama.reset()
         ids = llama.tokenize(prompt.encode(), add_bos=True, special=True)
         room = llama.n_ctx() - len(ids)
@@ -101,17 +107,24 @@ class Llama:
 
     def close(self) -> None:
         if self._loaded:
-            self._loaded[2].close()
+            self._loaded[1].close()
             self._loaded = None
 
-    def _load(self, gguf: Path, context: int) -> Any:
+    def _load(self, gguf: Path, context: int, adapter: Path | None = None) -> Any:
         import llama_cpp
 
-        if self._loaded is None or self._loaded[:2] != (gguf, context):
+        if self._loaded is None or self._loaded[0] != (gguf, context, adapter):
             self.close()
-            loaded = llama_cpp.Llama(str(gguf), n_ctx=context, n_threads=1, logits_all=True, verbose=False)
-            self._loaded = (gguf, context, loaded)
-        return self._loaded[2]
+            loaded = llama_cpp.Llama(
+                str(gguf),
+                n_ctx=context,
+                n_threads=1,
+                logits_all=True,
+                lora_path=str(adapter) if adapter else None,
+                verbose=False,
+            )
+            self._loaded = ((gguf, context, adapter), loaded)
+        return self._loaded[1]
 
 
 def token(text: str, logprob: float, others: list[tuple[str, float]], top: int) -> dict[str, Any]:

@@ -141,6 +141,8 @@ class Model:
     parameters: dict[str, Any]
     jinja: str | None
     details: dict[str, Any]
+    adapter: Path | None = None
+    """A GGUF LoRA adapter on `gguf`."""
     modified_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
 
 
@@ -163,6 +165,11 @@ class Models:
             raise Refused(404, f"model '{asked}' not found")
         return found
 
+    def adapter_of(self, name: str) -> Path | None:
+        """The adapter of a model that may be gone by now."""
+        found = self._models.get(name.lower())
+        return found.adapter if found else None
+
     def delete(self, name: str) -> None:
         gone = self._models.pop(self.get(name).name.lower())
         self._collect(gone)
@@ -180,7 +187,7 @@ class Models:
             return
         if files is None:
             raise Refused(400, "neither 'from' or 'files' was specified")
-        for path in files:
+        for path in [*files, *(body.get("adapters") or {})]:
             if path.startswith("/") or ".." in PurePosixPath(path).parts:
                 raise Refused(400, "file path must be relative")
 
@@ -199,6 +206,7 @@ class Models:
             for digest in body["files"].values():
                 self._blobs.path(digest).unlink(missing_ok=True)
         gguf = self._gguf(body["files"])
+        adapter = self._adapter(body.get("adapters") or {})
         yield "parsing GGUF"
         info = read_gguf(gguf)
         if self._faults.strikes("create_error"):
@@ -220,15 +228,17 @@ class Models:
         yield "writing manifest"
         details = {"format": "gguf", "family": info["family"], "quantization_level": info["quantization"]}
         replaced = self._models.get(name.lower())
-        self._models[name.lower()] = Model(name, layer, digest, template, stored, info["jinja"], details)
+        made = Model(name, layer, digest, template, stored, info["jinja"], details, adapter)
+        self._models[name.lower()] = made
         if replaced:
             self._collect(replaced)
         yield "success"
 
     def _collect(self, gone: Model) -> None:
         """A layer goes with the last model that uses it."""
-        if not any(model.gguf == gone.gguf for model in self._models.values()):
-            gone.gguf.unlink(missing_ok=True)
+        used = {file for model in self._models.values() for file in (model.gguf, model.adapter)}
+        for file in filter(None, {gone.gguf, gone.adapter} - used):
+            file.unlink(missing_ok=True)
 
     def _derive(self, name: str, body: dict[str, Any]) -> Iterator[str]:
         try:
@@ -261,6 +271,17 @@ class Models:
                 known = file.endswith((".gguf", ".safetensors"))
                 raise Refused(400, "supplied file was not in GGUF format" if known else "unknown type")
         return blob
+
+    def _adapter(self, files: dict[str, str]) -> Path | None:
+        """The one adapter of a create; every fault of it is a 400."""
+        if len(files) > 1:
+            raise Refused(400, "only one adapter is currently supported")
+        if not files:
+            return None
+        try:
+            return self._gguf(files)
+        except Refused as refusal:
+            raise Refused(400, str(refusal)) from refusal
 
     def _rewritten(self, gguf: Path, info: dict[str, Any]) -> Path:
         """llama-quantize COPY leaves what it wrote before bit-identical, and changes what a converter wrote."""

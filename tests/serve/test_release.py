@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from serve import release
-from serve.release import Manifest, ReleaseInvalid, RouterFile
+from serve.manifest import Manifest, RouterFile
+from serve.release import ReleaseInvalid
 
 VERSION_TIME = "20261120T221500Z"
 SHA = "0" * 64

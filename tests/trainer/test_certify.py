@@ -14,7 +14,7 @@ import pytest
 
 from serve.confidence import ConfidenceModel, Field, LocalAnswer, Neighbours, confidence
 from serve.fingerprint import fingerprint, query
-from serve.release import RouterFile
+from serve.manifest import RouterFile
 from tests.tasks import PROGRAM, write_task
 from trainer import certify
 from trainer import program as programs
@@ -164,7 +164,7 @@ def test_a_good_student_is_certified(certified: Run) -> None:
 
 def test_the_router_file_says_what_it_is_bound_to(certified: Run) -> None:
     router, _ = outcome(certified)
-    assert router.binds.model_dump(exclude={"template"}) == {
+    assert router.binds.model_dump(exclude={"template", "base"}) == {
         "model": "a" * 64,
         "quantization": "q8_0",
         "program": "p" * 64,

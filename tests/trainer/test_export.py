@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import tiny_base
 from tests.tiny_run import tiny_run
+from tests.trainer.conversion.test_adapter import write_adapter
 from trainer import export
 from trainer.conversion.check import faults
-from trainer.conversion.convert import LLAMA3_SPLIT, splits_like_llama3
 from trainer.errors import DiskError, ExportError
 from trainer.runs import Run, read_json, sha256_file, write_json
+from trainer.settings import StudentSettings
 from trainer.template import GOLDEN, Template
 from trainer.training import base as bases
 
@@ -143,16 +143,6 @@ def test_rope_scaling_and_tied_embeddings_are_looked_for(tmp_path: Path) -> None
     assert any("is not put in front of a prompt" in each for each in found)
 
 
-def test_only_the_split_regex_of_llama_3_is_renamed(tmp_path: Path) -> None:
-    tokenizer = json.loads((tiny_base(tmp_path) / "tokenizer.json").read_text())
-    assert splits_like_llama3(tokenizer)
-    assert not splits_like_llama3({**tokenizer, "normalizer": {"type": "NFC"}})
-    assert not splits_like_llama3({"pre_tokenizer": {"type": "ByteLevel", "use_regex": True}})
-    assert not splits_like_llama3(
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT.replace("{1,3}", "")}}}
-    )
-
-
 def test_a_missing_converter_is_said_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"holds no convert_hf_to_gguf.py.*run scripts/install"):
         export.converter({"HOMESTILL_LLAMA_CPP": str(tmp_path)})
@@ -186,3 +176,51 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> 
     with pytest.raises(ExportError, match=r"BPE pre-tokenizer was not recognized.*export\.log"):
         export.run(run)
     assert not (run.stage("export") / "base.gguf").exists()
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Run:
+    """A run that is to deliver an adapter, with a random one."""
+    run = untrained_run(tmp_path, method="lora\n  deliver: adapter")
+    base: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "task" / "base", dtype=torch.float32)
+    write_adapter(run.folder / "train" / "adapter", base)
+    return run
+
+
+@pytest.mark.slow
+def test_an_adapter_is_delivered_beside_a_base_that_all_tasks_share(apart: Run) -> None:
+    export.run(apart)
+    folder = apart.stage("export")
+    assert {file.name for file in folder.iterdir()} == {
+        "adapter.gguf",
+        "base.gguf",
+        "summary.json",
+        "export.log",
+    }
+    summary = read_json(folder / "summary.json")
+    assert summary["deliver"] == "adapter"
+    assert summary["model"]["sha256"] == sha256_file(folder / "adapter.gguf")
+    (cached,) = (apart.home.cache / "base-gguf").iterdir()
+    first = summary["model"]["sha256"]
+    assert cached.samefile(folder / "base.gguf")
+    shutil.rmtree(folder)
+    export.run(apart)
+    assert cached.samefile(folder / "base.gguf"), "the second task on this base takes no disk for it"
+    assert read_json(folder / "summary.json")["model"]["sha256"] == first
+    assert (folder / "export.log").read_text().count("successfully exported") == 1, "the adapter alone"
+
+
+def test_what_can_only_be_served_merged_is_refused(apart: Run) -> None:
+    folder = apart.folder / "train" / "adapter"
+    write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | {"use_dora": True})
+    with pytest.raises(ExportError, match=r"use_dora is true.*set student\.deliver to merged"):
+        export.run(apart)
+    shutil.rmtree(folder)
+    with pytest.raises(ExportError, match="holds no adapter to deliver"):
+        export.run(apart)
+
+
+@pytest.mark.parametrize("method", ["full", "prompt"])
+def test_a_method_without_an_adapter_cannot_deliver_one(method: str) -> None:
+    with pytest.raises(ValueError, match=f"student.method {method} trains none; use lora or qlora"):
+        StudentSettings.model_validate({"method": method, "deliver": "adapter"})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.contract.ollama_double import OllamaDouble
 from tests.contract.ollama_engine import Llama
 from tests.tasks import row, write_task
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.trainer.conversion.test_adapter import made as adapted_model
 from trainer import register, task
 from trainer.data import example_id
 from trainer.errors import RegisterError, RuntimeUnavailable
@@ -349,5 +351,44 @@ def test_a_real_model_in_a_double_of_ollama(run: Run, tmp_path: Path) -> None:
                 register.run(run, local=Ollama(double.url))
             assert double.models.all() == []
             assert not (run.stage("register") / "registration.json").exists()
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_an_adapter_beside_its_base_is_served_as_the_merged_weights(run: Run, tmp_path: Path) -> None:
+    """Embedded and in Ollama's double; the merged weights are what parity compares with."""
+    from trainer.settings import StudentSettings
+
+    adapted, base, adapter = adapted_model(tmp_path / "lora")
+    weights = run.stage("train") / "model"
+    tokenizer_files = weights.resolve()
+    weights.unlink()
+    shutil.copytree(tokenizer_files, weights)
+    adapted.merge_and_unload().save_pretrained(weights)
+    folder = run.stage("export")
+    for name in ("model.gguf", "base.gguf"):
+        (folder / name).unlink()
+    shutil.copyfile(base, folder / "base.gguf")
+    shutil.copyfile(adapter, folder / "adapter.gguf")
+    exported = read_json(folder / "summary.json")
+    exported["base"]["sha256"] = sha256_file(folder / "base.gguf")
+    exported["model"]["sha256"] = sha256_file(folder / "adapter.gguf")
+    write_json(folder / "summary.json", exported | {"deliver": "adapter"})
+    student = StudentSettings(context=512, max_tokens=12, deliver="adapter")
+    settings = run.task.settings.model_copy(update={"student": student})
+    here = replace(run, task=replace(run.task, settings=settings))
+    register.run(here, local=EmbeddedRuntime())
+    assert parity(here)["answers_equal"] >= 0.8, "random weights, so near-ties may fall either way"
+    written = Registration.from_json(read_json(folder.parent / "register" / "registration.json")["model"])
+    assert written.sha256 == exported["model"]["sha256"]
+    assert (written.gguf or "").endswith("base.gguf")
+    assert (written.adapter or "").endswith("adapter.gguf")
+    engine = Llama()
+    try:
+        with OllamaDouble(tmp_path / "blobs", engine) as double:
+            register.run(here, local=Ollama(double.url))
+            assert parity(here)["answers_equal"] >= 0.8
+            assert parity(here)["evidence"]["gguf_answers_equal"] >= 0.8
     finally:
         engine.close()

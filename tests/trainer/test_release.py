@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,12 @@ import yaml
 
 from serve import interface
 from serve import release as releases
-from serve.release import Manifest
+from serve.manifest import Manifest
+from serve.runtime.embedded import Endpoint
+from serve.upstreams.local import EmbeddedLocal
+from serve.upstreams.upstream import connect
 from tests.finished import finished_run, opened
-from trainer import release
+from trainer import certify, release
 from trainer.errors import ReleaseError
 from trainer.runs import Run, read_json, write_json
 from trainer.settings import TaskSettings
@@ -329,3 +333,44 @@ def test_a_lost_certificate_is_not_promoted(here: Run) -> None:
     new = old.model_copy(update={"router": router})
     assert release.gate(new, old, SOUND) == [f"nothing could be certified, and {old.version} is certified"]
     assert release.gate(new, new, SOUND) == []
+
+
+def test_an_adapter_is_released_with_the_base_that_it_is_put_on(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, quality=KEPT, student={"deliver": "adapter"})
+    export, files = run.stage("export"), {"base.gguf": b"the base", "adapter.gguf": b"the adapter"}
+    for name, content in files.items():
+        (export / name).write_bytes(content)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    exported = read_json(export / "summary.json")
+    exported["model"]["sha256"], exported["base"]["sha256"] = sums["adapter.gguf"], sums["base.gguf"]
+    write_json(export / "summary.json", exported | {"deliver": "adapter"})
+    certify.run(run)
+    made(run)
+    found = releases.current(folder(run))
+    assert found is not None
+    assert found.lora is not None
+    assert (found.model.name, found.lora.name) == ("base.gguf", "adapter.gguf")
+    assert found.model.samefile(export / "base.gguf"), "no second copy on the disk"
+    assert not (found.folder / "model.gguf").exists()
+    assert (found.router.binds.model, found.router.binds.base) == (sums["adapter.gguf"], sums["base.gguf"])
+    started: list[tuple[Path, Path | None]] = []
+
+    class Started:
+        def __init__(self, gguf: Path, *, adapter: Path | None, **_: Any) -> None:
+            started.append((gguf, adapter))
+
+        def start(self) -> Endpoint:
+            return Endpoint("http://127.0.0.1:9/v1", "words")
+
+    asyncio.run(EmbeddedLocal(connect(proxies=False), Started).start(found))  # type: ignore[arg-type]  # a double
+    assert started == [(found.model, found.lora)]
+    router = read_json(found.folder / "router.json")
+    del router["binds"]["base"]
+    write_json(found.folder / "router.json", router)
+    text = found.manifest.text().replace(
+        found.manifest.files["router.json"], releases.file_digest(found.folder / "router.json")
+    )
+    (found.folder / "manifest.json").write_text(text)
+    with pytest.raises(releases.ReleaseInvalid, match=r"base that router\.json binds is None"):
+        releases.load(found.folder)
+    run.store.close()

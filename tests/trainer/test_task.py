@@ -62,7 +62,18 @@ quality: {keep: 1.2}
         ({"data": "nothing/*.jsonl"}, "matches no file"),
         ({"program": "other.py:Sorter"}, "does not exist"),
         ({"program": "program.py"}, "use file.py:Name"),
-        ({"student": {"method": "qlora"}}, "this version trains lora and full"),
+        (
+            {"student": {"train": {"batch_size": 0}}},
+            "student.train.batch_size is 0; use a whole number from 1 on, or auto (task.yaml:",
+        ),
+        (
+            {"student": {"train": {"target_modules": "heads"}}},
+            "student.train.target_modules is 'heads'; use all-linear, attention, mlp, or a list of names (task",
+        ),
+        (
+            {"student": {"train": {"replay": {"data": "nowhere.jsonl"}}}},
+            "student.train.replay.data is 'nowhere.jsonl', which does not exist; correct it (task.yaml:",
+        ),
         ({"student": {"base": "./nowhere"}}, "which is no folder"),
         ({"curate": {"split": {"train": 0.5, "calibrate": 0.5, "test": 0.5}}}, "adds up to 1.5"),
         ({"data": 7}, "data is 7"),

@@ -76,7 +76,7 @@ def risk_coverage(
         limit: the loss that the contract allows, 1 − keep.
         chosen: coverage and loss at the certified threshold, where there is one.
     """
-    with _style("risk-coverage") as (figure, axes):
+    with drawing("risk-coverage") as (figure, axes):
         axes.plot(curve.x, curve.y, color=LOCAL, linewidth=2.2, zorder=4, label=curve.name)
         for line, colour, marker in zip(others, SERIES, MARKERS, strict=False):
             look: Any = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 7}
@@ -96,12 +96,12 @@ def risk_coverage(
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.05 else 1))
         figure.legend(loc="outside lower center", ncols=2, handletextpad=0.5, columnspacing=1.5)
-        return _svg(figure, "Risk against coverage for the calibrated confidence and its runners-up")
+        return svg(figure, "Risk against coverage for the calibrated confidence and its runners-up")
 
 
 def reliability(predicted: Sequence[float], observed: Sequence[float], rows: Sequence[int]) -> str:
     """Confidence against how often answers of that confidence were as good as the teacher's, per bin."""
-    with _style("reliability") as (figure, axes):
+    with drawing("reliability") as (figure, axes):
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, dashes=(3, 2))
         axes.annotate(
             "perfect", (0.2, 0.2), xytext=(4, -11), textcoords="offset points", color=MUTED, fontsize=8.5
@@ -115,12 +115,12 @@ def reliability(predicted: Sequence[float], observed: Sequence[float], rows: Seq
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="as good as the teacher")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        return _svg(figure, "Reliability: confidence against the observed share of good answers")
+        return svg(figure, "Reliability: confidence against the observed share of good answers")
 
 
 def loss(train: Line, evaluation: Line, best_step: int | None) -> str:
     """Loss while training, with the checkpoint that was kept."""
-    with _style("loss") as (figure, axes):
+    with drawing("loss") as (figure, axes):
         axes.plot(train.x, train.y, color=MUTED, linewidth=1, label=train.name)
         axes.plot(
             evaluation.x, evaluation.y, "o-", color=LOCAL, linewidth=1.8, markersize=4, label=evaluation.name
@@ -148,11 +148,11 @@ def loss(train: Line, evaluation: Line, best_step: int | None) -> str:
         axes.set(xlabel="optimizer step", ylabel="loss per answer token")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right" if best_step is None or not best else "best")
-        return _svg(figure, "Training and evaluation loss")
+        return svg(figure, "Training and evaluation loss")
 
 
 @contextmanager
-def _style(name: str) -> Iterator[tuple[Figure, Axes]]:
+def drawing(name: str) -> Iterator[tuple[Figure, Axes]]:
     """A figure to draw on, in the page's style. The name keeps ids in one page apart, and the same each time."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=SIZE, layout="constrained")
@@ -162,7 +162,7 @@ def _style(name: str) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
     """The figure as an `<svg>` element without prologue, metadata, fixed size or any address."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from serve.release import Manifest
+from serve.manifest import Manifest
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json
 
 SPLITS = ("train", "calibrate", "test")
@@ -77,10 +77,12 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
 
 
 def _model(run: Run) -> dict[str, Any]:
-    exported = read_json(run.stage("export") / "summary.json")["model"]
+    summary = read_json(run.stage("export") / "summary.json")
+    exported, apart = summary["model"], summary.get("deliver") == "adapter"
     registered = read_json(run.stage("register") / "registration.json")["model"]
     return {
-        "file": "model.gguf",
+        "file": "adapter.gguf" if apart else "model.gguf",
+        "base": "base.gguf" if apart else None,
         "sha256": exported["sha256"],
         "quantization": exported["quantization"],
         "ollama": registered["name"] if registered["runtime"] != "embedded" else None,

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from serve.confidence import ConfidenceModel, Field, LocalAnswer, Neighbours, confidence
 from serve.fingerprint import fingerprint, query
-from serve.release import Manifest, PredictorPrompt, RouterFile
+from serve.manifest import Manifest, PredictorPrompt, RouterFile
 from trainer.reporting import charts, verdict
 from trainer.reporting.charts import Line
 from trainer.runs import Run, read_json, read_jsonl

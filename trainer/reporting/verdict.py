@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from serve.release import Manifest
+from serve.manifest import Manifest
 
 MIN_EXAMPLES = 50
 ACCEPTABLE_DROP = 0.15

@@ -102,7 +102,12 @@ def launch(registration: Registration) -> Iterator[Endpoint]:
             f"{registration.name} names no GGUF; delete the run's register folder and run again"
         )
     try:
-        server = Embedded(Path(registration.gguf), context=registration.context, alias=registration.name)
+        server = Embedded(
+            Path(registration.gguf),
+            context=registration.context,
+            alias=registration.name,
+            adapter=Path(registration.adapter) if registration.adapter else None,
+        )
         endpoint = server.start()
     except EmbeddedError as error:
         raise RuntimeUnavailable(str(error)) from error
@@ -140,8 +145,7 @@ class EmbeddedRuntime:
             RuntimeUnavailable: the server does not start.
         """
         model.check()
-        gguf = str(model.gguf.resolve())
-        registration = Registration(self.kind, model.name, model.sha256, model.context, gguf=gguf)
+        registration = Registration.of(self.kind, model)
         with self.serving(registration) as endpoint:
             self._chat.smoke(endpoint)
         return registration
@@ -205,11 +209,9 @@ class ServerRuntime:
         if model.name not in served:
             raise RegisterError(
                 f"{self.base_url} serves {', '.join(served) or 'no model'}; it must serve {model.name}: "
-                f"start it there from {model.gguf} under that name (SHA-256 {model.sha256})"
+                f"start it there from {_named(model)} under that name"
             )
-        registration = Registration(
-            self.kind, model.name, model.sha256, model.context, base_url=self.base_url, gguf=str(model.gguf)
-        )
+        registration = Registration.of(self.kind, model, base_url=self.base_url)
         self._chat.smoke(Endpoint(base_url=self.base_url, model=model.name))
         return registration
 
@@ -240,3 +242,10 @@ class ServerRuntime:
                 f"{self.base_url}/models does not list models ({type(error).__name__}: {error}); "
                 "set HOMESTILL_LOCAL to an OpenAI-compatible server that runs"
             ) from error
+
+
+def _named(model: LocalModel) -> str:
+    """The model's files for the operator of a server."""
+    return " with the LoRA adapter ".join(
+        f"{file} (SHA-256 {sha256})" for file, sha256 in model.files.values()
+    )

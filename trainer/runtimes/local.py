@@ -33,6 +33,14 @@ UNPOOLED = httpx.Limits(max_keepalive_connections=0)
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A GGUF LoRA adapter; `sha256` are the 64 hex digits that export recorded."""
+
+    gguf: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class LocalModel:
     """A GGUF file with all that a runtime has to know to serve it as it was trained."""
 
@@ -45,6 +53,8 @@ class LocalModel:
     context: int
     """Tokens of prompt and answer together."""
     max_tokens: int
+    adapter: Adapter | None = None
+    """What makes the student of `gguf`, where that is the base."""
 
     @classmethod
     def of(
@@ -57,21 +67,35 @@ class LocalModel:
         template: Template,
         context: int,
         max_tokens: int,
+        adapter: Adapter | None = None,
     ) -> LocalModel:
         """Name the model by its content. `role` (`base`) stands before the hash where it is not empty."""
-        content = sha256_json([sha256, template.go, list(template.stop), context, max_tokens])[:12]
+        parts = [sha256, template.go, list(template.stop), context, max_tokens]
+        content = sha256_json([*parts, adapter.sha256] if adapter else parts)[:12]
         name = f"{task}:{role}-{content}" if role else f"{task}:{content}"
-        return cls(name, gguf, sha256, template, context, max_tokens)
+        return cls(name, gguf, sha256, template, context, max_tokens, adapter)
+
+    @property
+    def files(self) -> dict[str, tuple[Path, str]]:
+        """Every file that the model is made of, by what it is, with its SHA-256."""
+        own = {"model": (self.gguf, self.sha256)}
+        return own | ({"adapter": (self.adapter.gguf, self.adapter.sha256)} if self.adapter else {})
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the file that is the model's own: the adapter, or the whole model."""
+        return self.adapter.sha256 if self.adapter else self.sha256
 
     def check(self) -> None:
-        """Raise RegisterError unless the file is the one that export wrote."""
-        if not self.gguf.is_file():
-            raise RegisterError(f"{self.gguf} is missing; export the model again")
-        found = sha256_file(self.gguf)
-        if found != self.sha256:
-            raise RegisterError(
-                f"{self.gguf} has SHA-256 {found[:12]}…, export recorded {self.sha256[:12]}…; export it again"
-            )
+        """Raise RegisterError unless the files are those that export wrote."""
+        for file, recorded in self.files.values():
+            if not file.is_file():
+                raise RegisterError(f"{file} is missing; export the model again")
+            found = sha256_file(file)
+            if found != recorded:
+                raise RegisterError(
+                    f"{file} has SHA-256 {found[:12]}…, export recorded {recorded[:12]}…; export it again"
+                )
 
 
 @dataclass(frozen=True)
@@ -81,11 +105,26 @@ class Registration:
     runtime: Kind
     name: str
     sha256: str
-    """Of the GGUF file as exported; Ollama itself may store a rewritten copy."""
+    """Of the GGUF file as exported, of the adapter where there is one; Ollama itself may store a rewritten copy."""
     context: int
     base_url: str | None = None
     """Ends in `/v1`; None where the runtime starts a server when it is needed."""
     gguf: str | None = None
+    adapter: str | None = None
+
+    @classmethod
+    def of(cls, kind: Kind, model: LocalModel, *, base_url: str | None = None) -> Registration:
+        """The registration of a model with a runtime."""
+        gguf, adapter = str(model.gguf.resolve()), model.adapter
+        return cls(
+            kind,
+            model.name,
+            model.identity,
+            model.context,
+            base_url=base_url,
+            gguf=gguf,
+            adapter=str(adapter.gguf.resolve()) if adapter else None,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

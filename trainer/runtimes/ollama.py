@@ -11,6 +11,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -60,6 +62,15 @@ def check_name(name: str) -> None:
             f"model name is {name!r}; Ollama cannot reach the tag 'local' and sends 'cloud' tags to "
             "ollama.com, choose another tag"
         )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that Ollama holds in memory, and how many of its bytes lie on the card."""
+
+    name: str
+    size: int
+    vram: int
 
 
 class Ollama:
@@ -129,14 +140,7 @@ class Ollama:
             except BaseException:
                 self._clean_up(model.name)
                 raise
-        return Registration(
-            self.kind,
-            model.name,
-            model.sha256,
-            model.context,
-            base_url=f"{self.url}/v1",
-            gguf=str(model.gguf),
-        )
+        return Registration.of(self.kind, model, base_url=f"{self.url}/v1")
 
     @contextmanager
     def serving(self, registration: Registration) -> Iterator[Endpoint]:
@@ -174,6 +178,28 @@ class Ollama:
             )
         return Rendered(text=str(text))
 
+    def loaded(self) -> list[Loaded]:
+        """The models in memory, under the name that loaded each first.
+
+        Raises:
+            RuntimeUnavailable: Ollama cannot be reached.
+        """
+        with self._translated("tell what it has loaded"):
+            running = self._client.ps().models
+        return [
+            Loaded(model.model or model.name or "", model.size or 0, model.size_vram or 0)
+            for model in running
+        ]
+
+    def unload(self, name: str) -> None:
+        """Give a model's memory back at once; one that is not there is fine."""
+        with self._translated(f"unload {name}"):
+            try:
+                self._client.chat(name, messages=[], keep_alive=0)
+            except ollama.ResponseError as error:
+                if error.status_code != httpx.codes.NOT_FOUND:
+                    raise
+
     def remove(self, name: str) -> None:
         """Delete a model; one that is not there is fine."""
         with self._translated(f"delete {name}"):
@@ -206,7 +232,8 @@ class Ollama:
         for attempt in range(self._attempts):
             if attempt:
                 self._sleep(min(2.0**attempt, 30.0))
-            self._upload(model)
+            for file, sha256 in model.files.values():
+                self._upload(file, sha256)
             problem = self._create(model)
             if not problem:
                 return
@@ -215,44 +242,42 @@ class Ollama:
             "look at its log and run again"
         )
 
-    def _upload(self, model: LocalModel) -> None:
+    def _upload(self, file: Path, sha256: str) -> None:
         """Bring the file there, whole, under its digest."""
         problem = ""
         for attempt in range(self._attempts):
             if attempt:
                 self._sleep(min(2.0**attempt, 30.0))
             try:
-                if self._has(model.sha256):
+                if self._has(sha256):
                     return
-                problem = self._send(model)
+                problem = self._send(file, sha256)
             except httpx.TransportError as error:  # the upload may be complete all the same: ask again
                 problem = f"{type(error).__name__}: {error}"
                 continue
             if not problem:
                 return
         raise RuntimeUnavailable(
-            f"Ollama at {self.url} did not take {model.gguf.name} in {self._attempts} attempts ({problem}); "
+            f"Ollama at {self.url} did not take {file.name} in {self._attempts} attempts ({problem}); "
             "check the network and that OLLAMA_HOST is an Ollama server, then run again"
         )
 
     def _has(self, sha256: str) -> bool:
         return self._http.head(f"/api/blobs/sha256:{sha256}").status_code == httpx.codes.OK
 
-    def _send(self, model: LocalModel) -> str:
+    def _send(self, file: Path, sha256: str) -> str:
         """Upload once. Returns why to try again; empty when it is there."""
-        with open(model.gguf, "rb") as file:  # httpx takes Content-Length from the file
-            response = self._http.post(f"/api/blobs/sha256:{model.sha256}", content=file)
+        with open(file, "rb") as content:  # httpx takes Content-Length from the file
+            response = self._http.post(f"/api/blobs/sha256:{sha256}", content=content)
         if response.is_success:
             return ""
         text = fault(response)
         if "no space left" in text:
-            raise RegisterError(
-                f"Ollama at {self.url} has no space for {model.gguf.name} ({text}); free some disk"
-            )
+            raise RegisterError(f"Ollama at {self.url} has no space for {file.name} ({text}); free some disk")
         if "digest mismatch" in text or response.status_code in BUSY or response.status_code >= SERVER_FAILED:
             return f"HTTP {response.status_code}: {text}"
         raise RegisterError(
-            f"Ollama at {self.url} refused {model.gguf.name} with HTTP {response.status_code}: {text}; "
+            f"Ollama at {self.url} refused {file.name} with HTTP {response.status_code}: {text}; "
             "check that OLLAMA_HOST is an Ollama server and that nothing between limits uploads"
         )
 
@@ -262,6 +287,7 @@ class Ollama:
             done = self._client.create(
                 model=model.name,
                 files={"model.gguf": f"sha256:{model.sha256}"},
+                adapters={"adapter.gguf": f"sha256:{model.adapter.sha256}"} if model.adapter else None,
                 template=model.template.go,
                 parameters=parameters(model),
                 stream=False,  # a stream's create dies with its connection, this one is finished by the server
@@ -331,6 +357,21 @@ class Ollama:
                 f"Ollama at {self.url} cannot {purpose}: HTTP {error.status_code}, {error.error}; "
                 "look at its log"
             ) from error
+
+
+def free_vram(server: Ollama) -> list[Loaded]:
+    """Unload every model that holds memory of a card, so that a training finds it free.
+
+    Returns:
+        What was unloaded.
+
+    Raises:
+        RuntimeUnavailable: Ollama cannot be reached.
+    """
+    holding = [model for model in server.loaded() if model.vram]
+    for model in holding:
+        server.unload(model.name)
+    return holding
 
 
 def parameters(model: LocalModel) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from trainer.conversion.families import attention
 from trainer.runs import read_json, write_json
 
 
@@ -30,7 +31,14 @@ def answers(request: dict[str, Any]) -> list[list[int]]:
     cuda = torch.cuda.is_available()
     # on a CPU the 16-bit values are computed with in 32 bits, which is faster there and never less exact
     dtype = "auto" if cuda else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype, local_files_only=True)
+    config = AutoConfig.from_pretrained(request["model"], local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        request["model"],
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention(config.model_type),
+        local_files_only=True,
+    )
     model = model.to("cuda" if cuda else "cpu").eval()
     prompts: list[list[int]] = request["prompts"]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve.release import AuditBaseline, Manifest, Release, RouterFile
+from serve.manifest import AuditBaseline, Manifest, RouterFile
+from serve.release import Release
 
 BASELINE = AuditBaseline(fields=["label"], kept=400, disagreed=8, upper=0.04)
 

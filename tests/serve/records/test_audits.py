@@ -13,10 +13,11 @@ import pytest
 
 from serve.confidence import Field
 from serve.errors import UpstreamDown
+from serve.manifest import AuditBaseline
 from serve.records.audits import Audits, Kept, Said, Skipped
 from serve.records.drift import Drifts
 from serve.records.entry import Entry
-from serve.release import AuditBaseline, Release
+from serve.release import Release
 from tests.serve.records.drift_support import release, said
 from tests.serve.records.journal_support import entry
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.manifest import AuditBaseline
 from serve.records.drift import ALPHA, EVERY, MOST, Drift, Drifts, confidence_sequence
 from serve.records.journal import Journal
-from serve.release import AuditBaseline
 from tests.serve.records.drift_support import BASELINE, release
 from tests.serve.records.journal_support import entry, record, url
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.fingerprint import fingerprint
-from serve.release import PredictorPrompt
+from serve.manifest import PredictorPrompt
 from serve.routing.policy import asked, conversation, demands, match, tool_loop
 
 SYSTEM = {"role": "system", "content": "Sort."}

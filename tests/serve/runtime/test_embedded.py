@@ -33,7 +33,7 @@ from serve.upstreams.upstream import connect
 from serve.wire.chunks import Collector
 from tests.serve.endpoint_support import hang_up_after, hybrid, question, running
 from tests.serve.release_support import point, write_release
-from tests.serve.runtime.tiny_gguf import LONG, SPECIAL, write
+from tests.serve.runtime.tiny_gguf import LONG, SPECIAL, lora, write
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -221,6 +221,33 @@ class TestEmbedded:
             Embedded(tmp_path / "no", context=64, alias="x"),
         ):
             pass
+
+    def test_an_adapter_is_put_on_and_stays_on_after_a_crash(self, tmp_path: Path, model: Path) -> None:
+        adapter = lora(tmp_path / "adapter.gguf")
+
+        def said(endpoint: Endpoint) -> list[float]:
+            entries = ask(endpoint, logprobs=True).json()["choices"][0]["logprobs"]["content"]
+            return [entry["logprob"] for entry in entries]
+
+        with Embedded(model, context=128, alias="x", threads=1) as endpoint:
+            bare = said(endpoint)
+        runtime = Embedded(model, context=128, alias="x", threads=1, adapter=adapter)
+        with runtime as endpoint:
+            adapted = said(endpoint)
+            assert adapted != pytest.approx(bare, abs=1e-3)
+            assert runtime.pid
+            os.kill(runtime.pid, signal.SIGSEGV)
+            assert answers_again(endpoint)
+            assert said(endpoint) == adapted
+
+    def test_an_adapter_that_does_not_fit_or_is_not_there_says_so(self, tmp_path: Path, model: Path) -> None:
+        other = lora(tmp_path / "other.gguf", tensor="blk.7.ffn_down.weight")
+        for adapter, fault in ((other, "is no LoRA adapter of"), (tmp_path / "no", "no does not exist")):
+            with (
+                pytest.raises(EmbeddedError, match=fault),
+                Embedded(model, context=64, alias="x", adapter=adapter),
+            ):
+                pass
 
     def test_the_child_ends_when_its_parent_is_killed(self, model: Path) -> None:
         program = (

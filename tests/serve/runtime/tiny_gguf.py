@@ -79,3 +79,19 @@ def _byte_names() -> list[str]:
     ]
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def lora(path: Path, *, rank: int = 2, alpha: float = 8.0, tensor: str = "blk.0.ffn_down.weight") -> Path:
+    """Write a LoRA adapter with random matrices on one tensor of `write`'s model."""
+    draw, hidden = np.random.default_rng(1), 32
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for name, shape in (("a", (rank, 2 * hidden)), ("b", (hidden, rank))):
+        writer.add_tensor(f"{tensor}.lora_{name}", draw.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

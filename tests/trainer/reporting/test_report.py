@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.release import Manifest
+from serve.manifest import Manifest
 from tests.finished import finished_run, opened
 from trainer.reporting import report
 from trainer.reporting.manifest import manifest as make_manifest

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.release import Manifest
+from serve.manifest import Manifest
 from trainer.reporting.verdict import criteria, exact, percent, sentence
 
 SCORE = {"mean": 0.9, "low": 0.87, "high": 0.93, "n": 400}

@@ -15,7 +15,7 @@ from tests.contract import files
 from tests.contract.ollama_double import OllamaDouble
 from tests.contract.ollama_engine import Canned
 from trainer.errors import RegisterError, RuntimeUnavailable
-from trainer.runtimes.local import LocalModel
+from trainer.runtimes.local import Adapter, LocalModel
 from trainer.runtimes.ollama import Ollama, check_name, host_url, parameters
 from trainer.template import Template
 
@@ -343,3 +343,45 @@ def test_the_double_answers_through_its_engine(
     ollama.register(model)
     assert isinstance(double.engine, Canned)
     assert double.engine.asked[0]["prompt"].endswith("<|user|>Hello<|end|><|assistant|>")
+
+
+def test_adapters_on_one_base_share_its_blob_and_take_turns_in_its_runner(
+    ollama: Ollama, double: OllamaDouble, tmp_path: Path
+) -> None:
+    base = model_of(files.shell(tmp_path / "base.gguf", file_type=files.Q8_0))
+    students = []
+    for seed in (1, 2):
+        adapter = files.shell(tmp_path / f"adapter{seed}.gguf", seed=seed)
+        own = Adapter(adapter, hashlib.sha256(adapter.read_bytes()).hexdigest())
+        students.append(
+            LocalModel.of(
+                "tickets",
+                "",
+                gguf=base.gguf,
+                sha256=base.sha256,
+                template=TEMPLATE,
+                context=512,
+                max_tokens=64,
+                adapter=own,
+            )
+        )
+    registered = [ollama.register(student) for student in students]
+    assert len({base.name, *(each.name for each in registered)}) == 3
+    assert [each.sha256 for each in registered] == [student.identity for student in students]
+    bodies = [entry["body"] for entry in double.requests("POST", "/api/create")]
+    assert [body["adapters"] for body in bodies] == [
+        {"adapter.gguf": f"sha256:{student.identity}"} for student in students
+    ]
+    assert len({str(body["files"]) for body in bodies}) == 1
+    uploads = [entry["path"][-64:] for entry in double.requests("POST", "/api/blobs")]
+    assert sorted(uploads) == sorted([base.sha256, *(each.identity for each in students)])
+    double.loads.clear()
+    for student in [*students, *students]:
+        ollama._chat.smoke(Endpoint(registered[0].base_url or "", student.name))
+    assert double.loads == [student.name for student in [*students, *students]], "each turn is a load"
+
+
+def test_a_damaged_adapter_is_refused(ollama: Ollama, model: LocalModel, tmp_path: Path) -> None:
+    adapter = files.shell(tmp_path / "adapter.gguf", seed=1)
+    with pytest.raises(RegisterError, match=r"adapter\.gguf has SHA-256"):
+        ollama.register(replace(model, adapter=Adapter(adapter, "0" * 64)))
