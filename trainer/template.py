@@ -1,31 +1,46 @@
-"""One chat format for training and serving: the base's template with its date removed, frozen.
+"""One chat format for training and serving: the base's template, frozen.
 
-The Jinja goes into the GGUF and renders the training text. Ollama takes a Go template instead, which
-is built from what the Jinja was seen to put around every role, and which must then render the same.
+Frozen means: no date, thinking switched off, the beginning-of-text token written, and a system message
+taken (in front of the first user message, where the base's own template refuses one). The Jinja goes
+into the GGUF and renders the training text. Ollama takes a Go template instead, which `trainer.turns`
+builds from what the Jinja was seen to put around every message, and which must then render the same.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError as JinjaError
 
 from trainer.errors import TemplateError
 from trainer.runs import sha256_json
+from trainer.turns import Message, not_message_by_message, probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message = Mapping[str, str]
 
 DATE = re.compile(
     r"(?:Today|Today's|Current) [Dd]ate: (?P<quote>[\"'])\s*\+\s*(?:date_string|strftime_now\([^)]*\))"
     r"\s*\+\s*(?P=quote)\.?(?:\\n)?"
 )
 """The date line of Llama 3.1 and 3.2 and its relatives, up to the end of the line."""
+
+THINKING_OFF = "{%- set enable_thinking = false %}\n"
+"""Qwen 3 and its like think unless this is set; set inside the template it holds wherever that is rendered."""
+
+BOS_WRITTEN = "{%- if true %}{{- bos_token }}{%- endif %}\n"
+"""For a template that leaves the beginning-of-text token to the tokenizer: every runtime then finds it in the text."""
+
+SYSTEM_FOLDED = """\
+{%- if messages|length > 1 and messages[0]['role'] == 'system' %}
+{%- set folded = {'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']} %}
+{%- set messages = [folded] + messages[2:] %}
+{%- endif %}
+"""
+"""For a template that refuses a system message: it is put in front of the first user message."""
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -52,13 +67,17 @@ class Template:
     stop: list[str]
     tokens: dict[str, str] = field(default_factory=dict)
     """The special tokens that the Jinja names, such as bos_token."""
+    lead: str = ""
+    """Text between the end of a prompt and its answer; Llama 2 and Mistral put a space there."""
+    close: str = ""
+    """Text that ends an answer, up to and with the stop token; empty: the stop token alone."""
 
     @classmethod
     def freeze(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
         """Freeze the tokenizer's chat template.
 
         Raises:
-            TemplateError: there is none, it prints a date, or it does not render role by role.
+            TemplateError: there is none, it prints a date, or it does not render message by message.
         """
         source = tokenizer.chat_template
         if not isinstance(source, str):
@@ -68,13 +87,16 @@ class Template:
             )
         tokens = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
         bare = cls(jinja=DATE.sub("", source), go="", stop=[], tokens=tokens)
+        bare = bare._completed(_adds_bos(tokenizer))
         bare._refuse_dates()
-        turns = _Turns.probe(bare)
-        template = cls(bare.jinja, turns.go(), _stops(turns, tokenizer), tokens)
+        turns = probe(bare.render, tokens.get("bos_token", ""))
+        stop = _stops(turns.close, tokenizer)
+        close = turns.close[: turns.close.index(stop[0]) + len(stop[0])]
+        template = replace(bare, go=turns.go(), stop=stop, lead=turns.lead, close=close)
         for messages in GOLDEN:
             expected = template.render(messages, add_generation_prompt=True)
             if turns.render(messages) != expected:
-                raise _not_role_by_role(f"it renders {expected!r}")
+                raise not_message_by_message(f"it renders {expected!r}")
         return template
 
     @property
@@ -93,30 +115,23 @@ class Template:
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt, exactly one beginning-of-text token where the model has one."""
-        return self._ids(tokenizer, self.render(messages, add_generation_prompt=True))
+        return self._ids(tokenizer, self.render(messages, add_generation_prompt=True), messages)
 
     def encode(
         self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], completion: str
     ) -> tuple[list[int], list[int]]:
-        """Token ids and labels of a training example: learned are the answer and its end-of-turn token.
-
-        Raises:
-            TemplateError: the prompt's text is not how the whole conversation's text begins.
-        """
+        """Token ids and labels of a training example: learned are the answer and its end-of-turn token."""
         prompt = self.render(messages, add_generation_prompt=True)
-        answer = {"role": "assistant", "content": completion}
-        whole = self.render([*messages, answer], add_generation_prompt=False)
-        end = whole.rfind(self.stop[0]) + len(self.stop[0])
-        if not whole.startswith(prompt) or end <= len(prompt):
-            raise TemplateError(
-                f"the chat template renders a prompt as {prompt[-80:]!r} and the answered prompt as {whole[-80:]!r}; "
-                "use a base whose template begins an answer with the text that its generation prompt adds"
-            )
-        ids = self._ids(tokenizer, prompt)
-        both = self._ids(tokenizer, whole[:end])
+        answer = self.answer(completion)
+        ids = self._ids(tokenizer, prompt, messages)
+        both = self._ids(tokenizer, prompt + answer, messages)
         if both[: len(ids)] != ids:  # the answer's first token would merge into the prompt; served, it cannot
-            both = ids + tokenizer(whole[len(prompt) : end], add_special_tokens=False)["input_ids"]
+            both = ids + self._apart(tokenizer, answer)
         return both, [IGNORED] * len(ids) + both[len(ids) :]
+
+    def answer(self, completion: str) -> str:
+        """The text that is learned: what stands between the prompt and the end of the answer's turn."""
+        return self.lead + completion.strip() + (self.close or self.stop[0])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,7 +139,34 @@ class Template:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Template:
         """The template that `to_json` wrote; other keys are ignored."""
-        return cls(value["jinja"], value["go"], list(value["stop"]), dict(value["tokens"]))
+        return cls(
+            value["jinja"],
+            value["go"],
+            list(value["stop"]),
+            dict(value["tokens"]),
+            lead=value.get("lead", ""),
+            close=value.get("close", ""),
+        )
+
+    def _completed(self, adds_bos: bool) -> Template:
+        """Thinking off, the beginning-of-text token written, and a system message taken."""
+        template = self
+        if "enable_thinking" in self.jinja and THINKING_OFF not in self.jinja:
+            template = replace(template, jinja=THINKING_OFF + template.jinja)
+        if adds_bos and not template.bos:
+            template = replace(template, jinja=BOS_WRITTEN + template.jinja)
+        if template._takes_system():
+            return template
+        folding = replace(template, jinja=SYSTEM_FOLDED + template.jinja)
+        return folding if folding._takes_system() else template
+
+    def _takes_system(self) -> bool:
+        try:
+            return GOLDEN[2][0]["content"] in self.render(GOLDEN[2], add_generation_prompt=True)
+        except TemplateError:
+            return (
+                False  # it raises; where folding does not help, the template does so again when it is probed
+            )
 
     def _render(self, messages: Sequence[Message], generation: bool, **variables: Any) -> str:
         # transformers' own renderer, so that the text is what every other user of the template gets
@@ -134,26 +176,36 @@ class Template:
         variables |= {**self.tokens, "chat_template": self.jinja, "add_generation_prompt": generation}
         try:
             rendered, _ = cast(Any, render_jinja_template)([stripped], **variables)  # its annotation says str
-        except JinjaError as error:
+        except (JinjaError, TypeError, ValueError, LookupError) as error:  # Jinja hands on what Python raises
             raise TemplateError(
                 f"the chat template refuses {[message['role'] for message in stripped]}: {error}; "
                 "use a base that takes system, user and assistant messages"
             ) from error
         return str(rendered[0])
 
-    def _ids(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    def _ids(self, tokenizer: PreTrainedTokenizerBase, text: str, messages: Sequence[Message]) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         bos = tokenizer.bos_token_id
-        if bos is None or bos not in tokenizer("")["input_ids"] + ids:
+        if bos is None or (bos not in ids and not _adds_bos(tokenizer)):
             return ids  # a family without a beginning-of-text token
         if bos not in ids:
             ids = [bos, *ids]
-        if ids[0] != bos or ids.count(bos) != 1:
+        if ids[0] != bos or (ids.count(bos) != 1 and ids.count(bos) != self._starts(messages)):
             raise TemplateError(
                 f"{ids.count(bos)} beginning-of-text tokens in {text[:80]!r}; exactly one must open the text: "
                 f"take {tokenizer.bos_token} out of the messages"
             )
         return ids
+
+    def _starts(self, messages: Sequence[Message]) -> int:
+        """Beginning-of-text tokens that the template itself writes; Llama 2 opens every exchange with one."""
+        blank = [{"role": message["role"], "content": "-"} for message in messages]
+        return self.render(blank, add_generation_prompt=True).count(self.tokens.get("bos_token") or "\0")
+
+    def _apart(self, tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
+        """The answer's ids behind a special token, where SentencePiece puts no space of its own before them."""
+        behind: list[int] = tokenizer(self.stop[0] + answer, add_special_tokens=False)["input_ids"]
+        return behind[1:]
 
     def _refuse_dates(self) -> None:
         for messages in GOLDEN:
@@ -168,101 +220,19 @@ class Template:
                 )
 
 
-@dataclass(frozen=True)
-class _Turns:
-    """What a template puts before and after the content of every role."""
-
-    bos: str
-    preamble: str
-    """Stands first in a conversation without a system message."""
-    around: dict[str, tuple[str, str]]
-    generation: str
-
-    @classmethod
-    def probe(cls, template: Template) -> _Turns:
-        """Read the texts between sentinel contents."""
-        names = {"system": "SENTINELSYSTEM", "user": "SENTINELUSER", "assistant": "SENTINELASSISTANT"}
-
-        def between(*roles: str, generation: bool = False) -> list[str]:
-            messages = [{"role": role, "content": names[role]} for role in roles]
-            text = template.render(messages, add_generation_prompt=generation)
-            pieces = re.split("|".join(names[role] for role in dict.fromkeys(roles)), text)
-            if len(pieces) != len(roles) + 1:
-                raise _not_role_by_role(f"{'+'.join(roles)} is rendered as {text!r}")
-            return pieces
-
-        opening, user_end = between("user")
-        system_start, system_to_user, user_to_assistant, assistant_end = between(
-            "system", "user", "assistant"
-        )
-        assistant_to_user = between("user", "assistant", "user")[2]
-        generation = _without_start(between("user", generation=True)[1], user_end)
-        user_start = _without_start(assistant_to_user, assistant_end)
-        bos = template.tokens.get("bos_token", "")
-        bos = bos if opening.startswith(bos) else ""
-        return cls(
-            bos=bos,
-            preamble=_without_end(_without_start(opening, bos), user_start),
-            around={
-                "system": (_without_start(system_start, bos), _without_end(system_to_user, user_start)),
-                "user": (user_start, user_end),
-                "assistant": (_without_start(user_to_assistant, user_end), assistant_end),
-            },
-            generation=generation,
-        )
-
-    def go(self) -> str:
-        """As a Go template of Ollama: no trim markers, for every white space counts."""
-        branches = "{{ else ".join(
-            f'if eq .Role "{role}" }}}}{_go_text(start)}{{{{ .Content }}}}{_go_text(end)}'
-            for role, (start, end) in self.around.items()
-        )
-        preamble = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{_go_text(self.preamble)}{{{{ end }}}}'
-        turns = f"{{{{ range .Messages }}}}{{{{ {branches}{{{{ end }}}}{{{{ end }}}}"
-        return (preamble if self.preamble else "") + turns + _go_text(self.generation)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """What the Go template renders, behind the beginning-of-text token."""
-        preamble = self.preamble if messages[0]["role"] != "system" else ""
-        turns = (self.around[message["role"]] for message in messages)
-        bodies = (
-            start + message["content"].strip() + end
-            for message, (start, end) in zip(messages, turns, strict=True)
-        )
-        return self.bos + preamble + "".join(bodies) + self.generation
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer begins every text with its beginning-of-text token."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and bos in tokenizer("")["input_ids"]
 
 
-def _stops(turns: _Turns, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _stops(close: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The token that ends a turn, then the tokenizer's end token where it is another."""
     special = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-    end = turns.around["assistant"][1]
-    found = next((token for token in special if end.lstrip().startswith(token)), None)
+    found = next((token for token in special if close.lstrip().startswith(token)), None)
     if found is None:
-        raise _not_role_by_role(f"an answer is ended by {end!r}, which is no special token")
+        raise not_message_by_message(f"an answer is ended by {close!r}, which is no special token")
     return list(dict.fromkeys([found, *([tokenizer.eos_token] if tokenizer.eos_token else [])]))
-
-
-def _go_text(text: str) -> str:
-    return text.replace("{{", '{{ "{{" }}')
-
-
-def _without_start(text: str, start: str) -> str:
-    if not text.startswith(start):
-        raise _not_role_by_role(f"{text!r} does not begin with {start!r}")
-    return text.removeprefix(start)
-
-
-def _without_end(text: str, end: str) -> str:
-    if not text.endswith(end):
-        raise _not_role_by_role(f"{text!r} does not end with {end!r}")
-    return text.removesuffix(end)
-
-
-def _not_role_by_role(what: str) -> TemplateError:
-    return TemplateError(
-        f"the chat template does not render message by message ({what}); "
-        "use a base of the Llama-3, ChatML or Zephyr kind"
-    )
 
 
 def _difference(one: str, other: str) -> str:

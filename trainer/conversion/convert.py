@@ -1,42 +1,43 @@
 """The process that makes a GGUF: `python -m trainer.conversion.convert LLAMA_CPP MODEL OUT`.
 
-It runs llama.cpp's own convert_hf_to_gguf.py, with one thing added. The converter names a BPE
-tokenizer's way of splitting text by a hash over the token ids of a test text, so it knows published
-vocabularies only and refuses a freshly trained one. What the runtime needs to know is how text is
-split before the merges, and that is the regular expression in tokenizer.json: where it is Llama 3's,
-the name is "llama-bpe". Everything else is left to the converter's own list.
+It runs llama.cpp's own convert_hf_to_gguf.py, and adds what that cannot know of a model's tokenizer
+(`trainer.conversion.tokenizers` says what and why). Everything else is the converter's.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer import process
-
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from trainer.conversion.tokenizers import PHI3_NAME, Facts, facts
 
 
-def splits_like_llama3(tokenizer: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json splits text as Llama 3's does before it merges bytes.
+def teach(text_model: Any, known: Facts) -> None:
+    """Let the converter's class of text models write what is known of the tokenizer."""
+    name_of: Callable[[Any, Any], str] = text_model.get_vocab_base_pre
+    prepare: Callable[..., None] = text_model.prepare_metadata
 
-    Args:
-        tokenizer: the parsed file.
-    """
-    before = tokenizer.get("pre_tokenizer") or {}
-    splits = [
-        step.get("pattern", {}).get("Regex")
-        for step in before.get("pretokenizers", [before])
-        if step.get("type") == "Split" or step.get("use_regex")
-    ]
-    return splits == [LLAMA3_SPLIT] and not tokenizer.get("normalizer")
+    def split_name(model: Any, tokenizer: Any) -> str:
+        try:
+            return name_of(model, tokenizer)
+        except NotImplementedError:  # not a published vocabulary
+            if known.split is None:
+                raise
+            return known.split
+
+    def prepare_metadata(model: Any, vocab_only: bool) -> None:
+        prepare(model, vocab_only=vocab_only)
+        model.gguf_writer.add_add_bos_token(known.adds_bos)
+        if known.adds_space is not None:
+            model.gguf_writer.add_add_space_prefix(known.adds_space)
+
+    text_model.get_vocab_base_pre = split_name
+    text_model.prepare_metadata = prepare_metadata
 
 
 def main() -> None:
@@ -44,11 +45,12 @@ def main() -> None:
     llama_cpp, model, out = map(Path, sys.argv[1:4])
     sys.path.insert(0, str(llama_cpp / "gguf-py"))
     sys.path.insert(0, str(llama_cpp))
-    if splits_like_llama3(json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))):
-        from conversion.base import TextModel  # type: ignore[import-not-found]  # llama.cpp's, found at run time
+    known = facts(model)
+    from conversion.base import TextModel  # type: ignore[import-not-found]  # llama.cpp's, found at run time
 
-        TextModel.get_vocab_base_pre = lambda *_: "llama-bpe"
-    sys.argv = ["convert_hf_to_gguf.py", str(model), "--outtype", "f16", "--outfile", str(out)]
+    teach(TextModel, known)
+    name = ["--model-name", PHI3_NAME] if known.strips_behind_special else []
+    sys.argv = ["convert_hf_to_gguf.py", str(model), "--outtype", "f16", "--outfile", str(out), *name]
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 
 

@@ -1,0 +1,409 @@
+"""A small random base of every family: its architecture, its kind of tokenizer, its special tokens, its chat format.
+
+The chat templates are written here in each family's format; none is a copy of a published file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import AddedToken
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tests.tiny import LLAMA3_SPLIT, tiny_base, tiny_tokenizer
+from tests.trainer.families.tokenizers import (
+    O200K_SPLIT,
+    QWEN_SPLIT,
+    TEKKEN_SPLIT,
+    byte_level,
+    sentence_piece,
+)
+
+CHATML = (
+    "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{%- endif %}{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+THINKING = """\
+{%- set last = namespace(user=0) %}
+{%- for message in messages %}{%- if message.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and loop.index0 > last.user and loop.last %}
+        {%- set thought = message.content.split('</think>') if '</think>' in message.content else ['', message.content] %}
+        {{- '<|im_start|>assistant\\n<think>\\n' + thought[0].split('<think>')[-1].strip('\\n') }}
+        {{- '\\n</think>\\n\\n' + thought[-1].lstrip('\\n') + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content.split('</think>')[-1].lstrip('\\n') + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
+LLAMA2 = """\
+{%- if messages[0]['role'] == 'system' %}
+    {%- set opening = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}{%- set turns = messages[1:] %}
+{%- else %}{%- set opening = '' %}{%- set turns = messages %}{%- endif %}
+{%- for turn in turns %}
+    {%- if turn['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + (opening if loop.first else '') + turn['content'].strip() + ' [/INST]' }}
+    {%- else %}{{- ' ' + turn['content'].strip() + ' ' + eos_token }}{%- endif %}
+{%- endfor %}
+"""
+MISTRAL = """\
+{%- if messages[0]['role'] == 'system' %}
+    {%- set opening = messages[0]['content'] + '\\n\\n' %}{%- set turns = messages[1:] %}
+{%- else %}{%- set opening = '' %}{%- set turns = messages %}{%- endif %}
+{{- bos_token }}
+{%- for turn in turns %}
+    {%- if (turn['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('user and assistant must take turns') }}{%- endif %}
+    {%- if turn['role'] == 'user' %}
+        {{- '[INST] ' + (opening if loop.last else '') + turn['content'] + '[/INST]' }}
+    {%- else %}{{- ' ' + turn['content'] + eos_token }}{%- endif %}
+{%- endfor %}
+"""
+NEMO = MISTRAL.replace("'[INST] '", "'[INST]'").replace("' ' + turn", "turn")
+GEMMA2 = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}{{- raise_exception('there is no system role') }}{%- endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}
+"""
+GEMMA3 = """\
+{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set opening = messages[0]['content'] + '\\n\\n' %}{%- set turns = messages[1:] %}
+{%- else %}{%- set opening = '' %}{%- set turns = messages %}{%- endif %}
+{%- for turn in turns %}
+    {%- set role = 'model' if turn['role'] == 'assistant' else turn['role'] %}
+    {{- '<start_of_turn>' + role + '\\n' + (opening if loop.first else '') }}
+    {{- turn['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}
+"""
+PHI3 = (
+    "{%- for message in messages %}{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- else %}{{- eos_token }}{%- endif %}"
+)
+PHI4 = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant<|im_sep|>' }}{%- endif %}"
+)
+PHI4_MINI = (
+    "{%- for message in messages %}{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- else %}{{- eos_token }}{%- endif %}"
+)
+PADDING = 24
+SHAPE = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's base is written."""
+
+    name: str
+    tokenizer: Callable[[Path], None]
+    config: Callable[..., Any]
+    ends: tuple[str, ...]
+    """Tokens that end an answer, as its generation_config names them."""
+    padded: bool = False
+    """Whether the model has more rows of embeddings than the tokenizer has tokens."""
+
+    def describe(self, folder: Path, hidden: int = 64) -> Any:
+        """Write tokenizer and configuration, which is returned."""
+        self.tokenizer(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        ends = [tokenizer.convert_tokens_to_ids(text) for text in self.ends]
+        config = self.config(
+            vocab_size=len(tokenizer) + (PADDING if self.padded else 0),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            initializer_range=0.1,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+        )
+        config.save_pretrained(folder)
+        return config
+
+    def write(self, folder: Path, hidden: int = 64) -> Path:
+        """Write the base in bfloat16; random weights, seed 0."""
+        config = self.describe(folder, hidden)
+        torch.manual_seed(0)
+        model: Any = cast(Any, AutoModelForCausalLM).from_config(config)
+        model.generation_config = GenerationConfig.from_model_config(config)
+        model.to(torch.bfloat16).save_pretrained(folder)
+        return folder
+
+
+def _config(kind: Any, **values: Any) -> Callable[..., Any]:
+    return lambda **shape: kind(**(SHAPE | shape | values))
+
+
+def _llama2(folder: Path) -> None:
+    sentence_piece(
+        folder,
+        begin="<s>",
+        end="</s>",
+        ids=(0, 1, 2),
+        config={
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": False,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "chat_template": LLAMA2,
+        },
+    )
+
+
+def _mistral(folder: Path) -> None:
+    sentence_piece(
+        folder,
+        begin="<s>",
+        end="</s>",
+        ids=(0, 1, 2),
+        pieces=["[INST]", "[/INST]"],
+        config={
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": True,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "chat_template": MISTRAL,
+        },
+    )
+
+
+def _nemo(folder: Path) -> None:
+    byte_level(
+        folder,
+        split=TEKKEN_SPLIT,
+        special=["<unk>", "<s>", "</s>", "[INST]", "[/INST]"],
+        ignore_merges=True,
+        bos="<s>",
+        config={
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "chat_template": NEMO,
+        },
+    )
+
+
+def _qwen(template: str, more: list[str]) -> Callable[[Path], None]:
+    return lambda folder: byte_level(
+        folder,
+        split=QWEN_SPLIT,
+        special=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        plain=more,
+        normal_form=True,
+        config={
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_bos_token": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": None,
+            "chat_template": template,
+        },
+    )
+
+
+def _phi3(folder: Path) -> None:
+    turns = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
+    sentence_piece(
+        folder,
+        begin="<s>",
+        end="</s>",
+        ids=(0, 1, 2),
+        added=[
+            AddedToken(text, special=True, normalized=False, rstrip=text != "<|endoftext|>") for text in turns
+        ],
+        begins=False,
+        config={
+            "tokenizer_class": "LlamaTokenizer",
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "bos_token": "<s>",
+            "eos_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": "<unk>",
+            "chat_template": PHI3,
+        },
+    )
+
+
+def _phi4(folder: Path) -> None:
+    byte_level(
+        folder,
+        split=LLAMA3_SPLIT,
+        special=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_85|>"],
+        config={
+            "tokenizer_class": "GPT2Tokenizer",
+            "bos_token": "<|endoftext|>",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|dummy_85|>",
+            "unk_token": "<|endoftext|>",
+            "chat_template": PHI4,
+        },
+    )
+
+
+def _phi4_mini(folder: Path) -> None:
+    byte_level(
+        folder,
+        split=O200K_SPLIT,
+        special=["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
+        config={
+            "tokenizer_class": "GPT2Tokenizer",
+            "bos_token": "<|endoftext|>",
+            "eos_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+            "chat_template": PHI4_MINI,
+        },
+    )
+
+
+def _gemma(template: str) -> Callable[[Path], None]:
+    return lambda folder: sentence_piece(
+        folder,
+        begin="<bos>",
+        end="<eos>",
+        ids=(3, 2, 1),
+        pieces=["<mask>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n"],
+        spaces="none",
+        config={
+            "tokenizer_class": "GemmaTokenizer",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "chat_template": template,
+        },
+    )
+
+
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 4096,
+    "short_factor": [1.0, 1.02, 1.05, 1.1, 1.2, 1.4],
+    "long_factor": [1.1, 1.3, 2.0, 4.0, 9.0, 20.0],
+}
+FAMILIES = {
+    family.name: family
+    for family in [
+        Family("llama-2", _llama2, _config(LlamaConfig, rms_norm_eps=1e-5), ("</s>",)),
+        Family("mistral", _mistral, _config(MistralConfig, head_dim=16, sliding_window=None), ("</s>",)),
+        Family("mistral-nemo", _nemo, _config(MistralConfig, head_dim=32, sliding_window=None), ("</s>",)),
+        Family(
+            "qwen-2.5",
+            _qwen(CHATML, []),
+            _config(Qwen2Config, tie_word_embeddings=True, rope_theta=1000000.0),
+            ("<|im_end|>", "<|endoftext|>"),
+            padded=True,
+        ),
+        Family(
+            "qwen-3",
+            _qwen(THINKING, ["<think>", "</think>"]),
+            _config(Qwen3Config, tie_word_embeddings=True, head_dim=32, rope_theta=1000000.0),
+            ("<|im_end|>", "<|endoftext|>"),
+            padded=True,
+        ),
+        Family(
+            "phi-3",
+            _phi3,
+            _config(Phi3Config, num_key_value_heads=4, sliding_window=2047),
+            ("<|endoftext|>", "<|end|>"),
+            padded=True,
+        ),
+        Family("phi-4", _phi4, _config(Phi3Config, sliding_window=None), ("<|im_end|>",)),
+        Family(
+            "phi-4-mini",
+            _phi4_mini,
+            _config(
+                Phi3Config,
+                tie_word_embeddings=True,
+                sliding_window=262144,
+                max_position_embeddings=131072,
+                original_max_position_embeddings=4096,
+                rope_parameters=LONG,
+            ),
+            ("<|endoftext|>", "<|end|>"),
+            padded=True,
+        ),
+        Family(
+            "gemma-2",
+            _gemma(GEMMA2),
+            _config(
+                Gemma2Config,
+                head_dim=16,
+                query_pre_attn_scalar=16,
+                sliding_window=32,
+                attn_logit_softcapping=5.0,
+            ),
+            ("<eos>", "<end_of_turn>"),
+        ),
+        Family(
+            "gemma-3",
+            _gemma(GEMMA3),
+            _config(
+                Gemma3TextConfig,
+                head_dim=16,
+                query_pre_attn_scalar=16,
+                sliding_window=32,
+                num_hidden_layers=6,
+            ),
+            ("<eos>", "<end_of_turn>"),
+        ),
+    ]
+}
+
+
+def write(name: str, folder: Path, hidden: int = 64) -> Path:
+    """Write the base of a family: a key of FAMILIES, or "llama-3", whose base other tests use too."""
+    return tiny_base(folder, hidden=hidden) if name == "llama-3" else FAMILIES[name].write(folder, hidden)
+
+
+def describe(name: str, folder: Path) -> None:
+    """Write the tokenizer of a family, named as in `write`."""
+    if name == "llama-3":
+        tiny_tokenizer().save_pretrained(folder)
+    else:
+        FAMILIES[name].tokenizer(folder)
