@@ -10,15 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainer.conversion import families
 from trainer.errors import TrainError
 from trainer.runs import Run, sha256_file
 from trainer.template import Template
 
 WEIGHTS = "*.safetensors"
 FILES = [WEIGHTS, "*.json", "*.jinja", "tokenizer.model"]
+TWICE = "consolidated*"
+"""Some publishers put the weights into the repository a second time, in their own layout."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer.model",
     "vocab.json",
@@ -71,15 +75,19 @@ def offline(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name, "").lower() in {"1", "true", "yes", "on"} for name in names)
 
 
-def complete(folder: Path, base: Path, template: Template) -> None:
+def complete(folder: Path, base: Path, template: Template, tokenizer: Path | None = None) -> None:
     """Put the base's tokenizer, the frozen template and the older configuration keys into a model's folder.
+
+    Args:
+        tokenizer: a folder whose tokenizer files replace the base's, where tokens were added.
 
     transformers 5 writes rope_parameters and dtype; what reads only transformers 4's keys (Ollama's own
     importer, older servers) finds rope_theta, rope_scaling and torch_dtype beside them.
     """
     for name in TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+        for source in (base, tokenizer or base):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     (folder / "chat_template.jinja").write_text(template.jinja, encoding="utf-8")
     _edit(folder / "tokenizer_config.json", {"chat_template": template.jinja}, _portable_class)
     _edit(folder / "config.json", {}, _legacy_keys)
@@ -88,19 +96,25 @@ def complete(folder: Path, base: Path, template: Template) -> None:
             file.chmod(0o644)  # safetensors writes 0600, which a server of another user could not read
 
 
+def _wanted(file: Path) -> bool:
+    return any(file.match(each) for each in FILES) and not file.match(TWICE)
+
+
 def _from_hub(run: Run, name: str) -> Path:
     import httpx
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     cached = offline(run.environment)
     try:
+        config = Path(hf_hub_download(name, "config.json", local_files_only=cached))
+        families.known(json.loads(config.read_text(encoding="utf-8")), name)  # before gigabytes are fetched
         if not cached:
             found = HfApi().model_info(name, files_metadata=True).siblings or []
-            wanted = [
-                file.size or 0 for file in found if any(Path(file.rfilename).match(each) for each in FILES)
-            ]
+            wanted = [file.size or 0 for file in found if _wanted(Path(file.rfilename))]
             run.need_disk(sum(wanted), f"downloading {name}")
-        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=cached))
+        return Path(
+            snapshot_download(name, allow_patterns=FILES, ignore_patterns=TWICE, local_files_only=cached)
+        )
     except (OSError, ValueError, httpx.HTTPError) as error:  # the hub's errors derive from these
         where = "in the local cache (hubs are switched off)" if cached else "on the Hugging Face hub"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,11 +2,14 @@
 
 It takes up the last complete checkpoint, so a killed training goes on as if nothing had happened: the
 order of the rows follows from seed and epoch alone, and the checkpoint holds optimizer, schedule,
-random state and the patience of early stopping.
+random state and the patience of early stopping. Of several such processes the first one writes.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,83 +17,67 @@ import torch
 
 from trainer import child
 from trainer.runs import read_json, read_jsonl, write_json
-from trainer.training import prefix
-from trainer.training.batches import ByLength, collate, split_step
+from trainer.training import memory, methods, prefix
+from trainer.training.batches import ByLength, collate, groups_of, split_step
 from trainer.training.checkpoints import finished, keep_weights, last_checkpoint, trim_metrics
 
-
-def load_model(spec: dict[str, Any], cuda: bool) -> tuple[Any, Any]:
-    """Model and tokenizer, with a LoRA adapter where the method is lora."""
-    settings = spec["settings"]
-    lora = {
-        "r": settings["rank"],
-        "lora_alpha": settings["alpha"],
-        "lora_dropout": settings["dropout"],
-        "bias": "none",
-    }
-    if spec["backend"] == "unsloth":
-        from unsloth import FastLanguageModel
-
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            spec["base"], max_seq_length=settings["max_length"], dtype=None, load_in_4bit=False
-        )
-        modules = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
-        model = FastLanguageModel.get_peft_model(
-            model,
-            **lora,
-            target_modules=modules,
-            use_gradient_checkpointing="unsloth",
-            random_state=spec["seed"],
-        )
-        return model, tokenizer
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-
-    set_seed(spec["seed"])  # the adapter starts from random weights
-    half = cuda and spec["method"] == "lora"
-    model = AutoModelForCausalLM.from_pretrained(
-        spec["base"],
-        dtype=torch.bfloat16 if half else torch.float32,
-        attn_implementation="sdpa" if cuda else "eager",
-        local_files_only=True,
-    )
-    if spec["method"] == "lora":
-        # every linear layer but the head, which is tied to the embeddings
-        config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **lora)
-        model = get_peft_model(model, config)
-    return model, AutoTokenizer.from_pretrained(spec["base"], local_files_only=True)
+OUT_OF_MEMORY = 12
+"""Exit code of a training for which not even one row fits into the memory."""
 
 
-def train(spec: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Train to the end from wherever the work folder stands; the best weights go to adapter/ or weights/.
+def train(
+    spec: dict[str, Any], work: Path, before_pass: Callable[[int], None] = lambda _: None
+) -> dict[str, Any]:
+    """Train to the end from wherever the work folder stands; the best weights go to `methods.KEPT`'s folder.
+
+    Args:
+        spec: of `train.prepare`.
+        before_pass: of `StepTrainer`.
 
     Returns:
-        What goes into train/summary.json.
+        What goes into train/summary.json; of several processes the first one knows.
     """
-    cuda = torch.cuda.is_available()
-    model, tokenizer = load_model(spec, cuda)
-    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    parameters = model.num_parameters()
-    child.emit(
-        "start",
-        trainable=trainable,
-        parameters=parameters,
-        device=torch.cuda.get_device_name() if cuda else "CPU",
-    )
+    cuda, first = torch.cuda.is_available(), rank() == 0
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    model, tokenizer = methods.load_model(spec, cuda)
+    about = describe(model, cuda)
+    if first:
+        child.emit("start", **about)
     checkpoints = work / "checkpoints"
-    last = last_checkpoint(checkpoints)
+    last = last_checkpoint(checkpoints)  # what a kill left half-written is gone: train.run looked before us
     done = int(last.name.rpartition("-")[2]) if last else 0
-    before = trim_metrics(Path(spec["metrics"]), done)
+    before = trim_metrics(Path(spec["metrics"]), done) if first else 0.0
     if last is None or not finished(last, spec):
-        trainer = build_trainer(spec, (model, tokenizer), work, cuda, before)
+        trainer = build_trainer(spec, (model, tokenizer), work, cuda, before, before_pass=before_pass)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        last = last_checkpoint(checkpoints)
+    return about | result(spec, work) if first else {}
+
+
+def describe(model: Any, cuda: bool) -> dict[str, Any]:
+    """What is trained, and where."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {
+        "trainable_parameters": trained,
+        "parameters": model.num_parameters(),
+        "device": "cuda" if cuda else "cpu",
+        "device_name": torch.cuda.get_device_name() if cuda else "CPU",
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def result(spec: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Put the best weights where the merge looks for them. Returns what goes into train/summary.json."""
+    from trainer.training.passes import cut_before
+
+    last = last_checkpoint(work / "checkpoints")
     assert last is not None  # the last step is always saved
     state = read_json(last / "trainer_state.json")
-    best = checkpoints / f"checkpoint-{state['best_global_step']}"
-    keep_weights(best, work / ("adapter" if spec["method"] == "lora" else "weights"))
+    best = last.with_name(f"checkpoint-{state['best_global_step']}")
+    keep_weights(best, work / methods.KEPT[spec["method"]])
     metrics = read_jsonl(Path(spec["metrics"]))
     speeds = [row["tokens_per_s"] for row in metrics if "loss" in row]
+    at_once, peak = cut_before(last)
     return {
         "steps": state["global_step"],
         "stopped_early": state["global_step"] < spec["steps"],
@@ -98,79 +85,99 @@ def train(spec: dict[str, Any], work: Path) -> dict[str, Any]:
         "best_eval_loss": state["best_metric"],
         "seconds": metrics[-1]["seconds"],
         "tokens_per_s": round(sum(speeds) / len(speeds)),
-        "trainable_parameters": trainable,
-        "parameters": parameters,
-        "device": "cuda" if cuda else "cpu",
+        "rows_at_once": at_once,
+        "peak_bytes": peak,
     }
 
 
 def build_trainer(
-    spec: dict[str, Any], loaded: tuple[Any, Any], work: Path, cuda: bool, seconds_before: float
+    spec: dict[str, Any],
+    loaded: tuple[Any, Any],
+    work: Path,
+    cuda: bool,
+    seconds_before: float,
+    *,
+    before_pass: Callable[[int], None] = lambda _: None,
 ) -> Any:
     """TRL's trainer on our rows. trl is imported here, for unsloth must come before it."""
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    from trainer.training.sft import Metrics, SharedPrefixTrainer
+    from trainer.training.passes import StepTrainer, cut_before
+    from trainer.training.sft import Metrics
 
     model, tokenizer = loaded
-    settings = spec["settings"]
     rows = read_jsonl(work / "train.jsonl")
     lengths = [len(row["input_ids"]) for row in rows]
-    step = settings["batch_size"] * settings["accumulation"]
-    batch = settings["batch_size"]
-    if not cuda:
-        batch = split_step(step, batch, max(lengths), model.config)
-    plain: Any = model.get_base_model() if spec["method"] == "lora" else model
-    # checkpointing recomputes layers without their cache, and unsloth replaces the layers' code
-    shares = not cuda and spec["backend"] == "trl" and prefix.supports(plain)
+    last = last_checkpoint(work / "checkpoints")
+    at_once, peak = cut_before(last) if last else (rows_at_once(spec, model.config, max(lengths), cuda), 0)
+    plain: Any = model.get_base_model() if methods.KEPT[spec["method"]] == "adapter" else model
+    shares = spec["backend"] == "trl" and prefix.supports(plain)  # unsloth replaces the layers' code
+    if shares and cuda:
+        prefix.checkpoint_layers(plain)
     metrics = Metrics(Path(spec["metrics"]), work / "checkpoints", seconds_before)
-    trainer = SharedPrefixTrainer(
-        order=ByLength(lengths, step, spec["seed"]),
+    trainer = StepTrainer(
+        at_once=at_once,
+        before_pass=before_pass,
+        order=ByLength(lengths, spec["step_rows"], spec["seed"], groups_of(rows, spec["step_rows"])),
         shared=plain if shares else None,
         model=model,
-        args=arguments(spec, work / "checkpoints", batch, cuda),
+        args=arguments(spec, work / "checkpoints", cuda, checkpointing=cuda and not shares),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(read_jsonl(work / "eval.jsonl")),
         data_collator=lambda rows: collate(rows, spec["pad"]),
         processing_class=tokenizer,
-        callbacks=[EarlyStoppingCallback(settings["patience"]), metrics],
+        callbacks=[EarlyStoppingCallback(spec["settings"]["patience"]), *([metrics] if rank() == 0 else [])],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.peak_bytes = peak
     metrics.trainer = trainer
     return trainer
 
 
-def arguments(spec: dict[str, Any], checkpoints: Path, batch: int, cuda: bool) -> Any:
-    """The recipe in TRL's words."""
+def rows_at_once(spec: dict[str, Any], config: Any, longest: int, cuda: bool) -> int:
+    """Rows that pass through the model at once: what was asked for, or with `auto` what the estimate said.
+
+    A CPU takes more than were asked for where they fit: longer passes share more of what they have in common.
+    """
+    asked = spec["settings"]["batch_size"]
+    if asked == "auto":
+        return int(spec["rows_at_once"])
+    return int(asked) if cuda else split_step(spec["step_rows"], asked, longest, config)
+
+
+def arguments(spec: dict[str, Any], checkpoints: Path, cuda: bool, *, checkpointing: bool) -> Any:
+    """The recipe in TRL's words. A batch is a whole step: `StepTrainer` cuts it."""
     from trl import SFTConfig
 
     settings = spec["settings"]
     every = min(settings["eval_steps"], spec["steps"])
+    paged = spec["backend"] == "unsloth" or spec["method"] == "qlora"
     return SFTConfig(
         output_dir=str(checkpoints),
         use_cpu=not cuda,
         bf16=cuda,
-        gradient_checkpointing=cuda,
+        gradient_checkpointing=checkpointing,
         max_length=settings["max_length"],
         dataset_kwargs={"skip_prepare_dataset": True},
-        per_device_train_batch_size=batch,
-        per_device_eval_batch_size=batch,
-        gradient_accumulation_steps=settings["batch_size"] * settings["accumulation"] // batch,
+        per_device_train_batch_size=spec["step_rows"],
+        per_device_eval_batch_size=spec["step_rows"],
+        gradient_accumulation_steps=1,
+        average_tokens_across_devices=False,
         max_steps=spec["steps"],
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="cosine",
         warmup_steps=round(settings["warmup_ratio"] * spec["steps"]),
         weight_decay=settings["weight_decay"],
         max_grad_norm=settings["clip"],
-        optim="paged_adamw_32bit" if spec["backend"] == "unsloth" else "adamw_torch",
+        optim="paged_adamw_32bit" if paged else "adamw_torch",
         logging_steps=1,
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=False,  # the best checkpoint's weights are copied instead
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         prediction_loss_only=True,
@@ -184,10 +191,23 @@ def arguments(spec: dict[str, Any], checkpoints: Path, batch: int, cuda: bool) -
     )
 
 
+def rank() -> int:
+    """Number of this process among those that train together."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def main() -> None:
     spec = child.read_spec()
     work = Path.cwd()
-    write_json(work / "result.json", train(spec, work))
+    try:
+        done = train(spec, work)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.out_of_memory(error):
+            raise
+        sys.stderr.write(f"a single row does not fit into the memory: {error}\n")
+        sys.exit(OUT_OF_MEMORY)
+    if done:
+        write_json(work / "result.json", done)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The process that turns an adapter or full weights into train's 16-bit model: `python -m trainer.training.merge spec`.
+"""The process that turns what was trained into train's 16-bit model: `python -m trainer.training.merge spec`.
 
 A process of its own, for trl and unsloth patch what they import. The base is loaded afresh from its
-16-bit weights, the adapter is added in float32, and the sum is rounded once.
+16-bit weights, the adapter or the soft prompt is added in float32, and the sum is rounded once.
 """
 
 from __future__ import annotations
@@ -17,30 +17,35 @@ from transformers.utils import logging
 from trainer import child
 from trainer.template import Template
 from trainer.training import base as bases
+from trainer.training import methods, prompt
 
 
-def merge(base: Path, trained: Path, method: str, template: Template, out: Path) -> None:
-    """Write the merged model with the base's tokenizer and the frozen template.
+def merge(spec: dict[str, Any], trained: Path, out: Path) -> None:
+    """Write the merged model with its tokenizer and the frozen template.
 
     Args:
-        trained: a LoRA adapter's folder, or the folder of full weights.
+        spec: of `train.prepare`.
+        trained: an adapter's folder, full weights' or a soft prompt's.
         out: made anew.
     """
+    base, kept = Path(spec["base"]), methods.KEPT[spec["method"]]
     model: Any = AutoModelForCausalLM.from_pretrained(
-        base if method == "lora" else trained,
+        trained if kept == "weights" else base,
         config=AutoConfig.from_pretrained(
             base, local_files_only=True
         ),  # trl writes its token ids into its own
         dtype=torch.float32,
         local_files_only=True,
     )
-    if method == "lora":
+    if kept == "adapter":
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, trained).merge_and_unload(safe_merge=True)
+    elif kept == "prompt":
+        prompt.bake(model, prompt.load(trained), spec["soft"]["first"])
     shutil.rmtree(out, ignore_errors=True)
     model.to(sixteen_bit(base)).save_pretrained(out)
-    bases.complete(out, base, template)
+    bases.complete(out, base, Template.from_json(spec["template"]), Path(spec["tokenizer"]))
 
 
 def sixteen_bit(base: Path) -> torch.dtype:
@@ -53,9 +58,7 @@ def main() -> None:
     spec = child.read_spec()
     logging.disable_progress_bar()
     work = Path.cwd()
-    trained = work / ("adapter" if spec["method"] == "lora" else "weights")
-    template = Template.from_json(spec["template"])
-    merge(Path(spec["base"]), trained, spec["method"], template, work / "merged")
+    merge(spec, work / methods.KEPT[spec["method"]], work / "merged")
 
 
 if __name__ == "__main__":

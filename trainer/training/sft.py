@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTTrainer
@@ -35,6 +34,8 @@ class SharedPrefixTrainer(SFTTrainer):  # type: ignore[misc]  # untyped in the l
         self._shared = shared
         self.tokens = 0
         super().__init__(**options)
+        if shared is not None:
+            prefix.install(shared)  # after trl, which puts a forward of its own there
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._order
@@ -49,9 +50,12 @@ class SharedPrefixTrainer(SFTTrainer):  # type: ignore[misc]  # untyped in the l
             self.tokens += int(inputs["attention_mask"].sum())
         if self._shared is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels: Tensor = inputs["labels"]
-        summed = prefix.loss_sum(self._shared, inputs["input_ids"], inputs["attention_mask"], labels)
-        loss = summed / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
+        summed = model(**{name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+        if num_items_in_batch is None:
+            loss = summed / (inputs["labels"][:, 1:] != IGNORED).sum()
+        else:  # labels of the whole step, in all processes, whose gradients will be averaged
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = summed * processes / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
 
