@@ -1,0 +1,370 @@
+"""The provider without a training: rows, settings, names, loading and unloading, and errors that are raised."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
+
+from tests.contract import files
+from tests.contract.ollama_double import OllamaDouble
+from tests.tiny import tiny_base
+from tests.trainer.runtimes.test_ollama import model_of
+from trainer.errors import ExportError, RuntimeUnavailable, TrainError
+from trainer.export import SCRIPT
+from trainer.provider import OllamaProvider, at_least
+from trainer.provider.models import OllamaModels
+from trainer.provider.rows import conversations
+from trainer.provider.tuning import RECORD, Workshop, student_settings
+from trainer.runs import Home, read_json, write_json
+from trainer.runtimes.local import Registration
+
+
+def chat(question: str, answer: str = "[[ ## label ## ]]\nodd") -> dict[str, Any]:
+    roles = ("system", "user", "assistant")
+    texts = ("Sort.", question, answer)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]}
+
+
+ROWS = [chat(f"word {number}") for number in range(6)]
+
+
+# rows and metric
+
+
+def test_rows_become_conversations_in_an_order_of_their_own() -> None:
+    rows = conversations(ROWS, TrainDataFormat.CHAT)
+    assert rows == conversations(list(reversed(ROWS)), "chat")
+    first = next(row for row in rows if row["messages"][-1]["content"] == "word 3")
+    assert first["messages"] == ROWS[3]["messages"][:2]
+    assert first["completion"] == ROWS[3]["messages"][-1]["content"]
+    assert len({row["example"] for row in rows}) == len(ROWS)
+
+
+def test_rows_that_ask_the_same_are_one_example() -> None:
+    rows = conversations([*ROWS, chat("word 1", "another answer")], "chat")
+    assert len(rows) == 7
+    assert len({row["example"] for row in rows}) == 6
+
+
+def test_every_faulty_row_is_named_at_once() -> None:
+    bad: list[dict[str, Any]] = [
+        {},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}]},
+                {"role": "assistant", "content": "a"},
+            ]
+        },
+        {"messages": [{"role": "user", "content": "a"}, {"role": "robot", "content": "b"}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
+    ]
+    with pytest.raises(TrainError) as caught:
+        conversations([*ROWS, *bad], "chat")
+    faults = str(caught.value).splitlines()
+    assert [fault.split()[1].rstrip(",") for fault in faults] == ["6", "7", "8", "9"]
+    assert "only text" in faults[1]
+    assert "must be the assistant's" in faults[3]
+
+
+def test_many_faulty_rows_are_counted() -> None:
+    with pytest.raises(TrainError, match="and 15 more"):
+        conversations([{}] * 25, "chat")
+
+
+@pytest.mark.parametrize(
+    ("rows", "data_format", "said"),
+    [
+        (ROWS, TrainDataFormat.COMPLETION, "only chat rows"),
+        (ROWS[:1] * 3, "chat", "at least 2 different ones"),
+        ([], "chat", "lower the metric's threshold"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(rows: list[Any], data_format: Any, said: str) -> None:
+    with pytest.raises(TrainError, match=said):
+        conversations(rows, data_format)
+
+
+def test_at_least_judges_as_while_tracing() -> None:
+    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
+        return 0.5 if trace is not None else 1.0
+
+    assert at_least(metric, 0.5)(None, None) is True
+    assert at_least(metric, 0.8)(None, None) is False
+    assert at_least(metric, 0.8)(None, None, [1]) is False
+    assert at_least(metric, 0.8).__name__ == "metric_at_least_0.8"
+
+
+def test_at_least_reads_a_score_with_feedback() -> None:
+    def metric(example: Any, prediction: Any, trace: Any = None) -> Any:
+        return dspy.Prediction(score=0.7, feedback="almost")
+
+    assert at_least(metric, 0.7)(None, None) is True
+    assert at_least(metric, 0.71)(None, None) is False
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1.5])
+def test_a_threshold_that_keeps_all_or_nothing_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="threshold is"):
+        at_least(lambda *_: True, threshold)
+
+
+def test_dspy_itself_keeps_the_worst_traces_and_judges_without_a_trace() -> None:
+    """The reason for `at_least`; when this fails, DSPy has changed and docs/dspy.md must."""
+    traces: list[Any] = []
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
+        traces.append(trace)
+        return 0.01
+
+    lm = dspy.utils.DummyLM([{"label": "odd"}] * 8)
+    student = dspy.Predict("text -> label")
+    student.set_lm(lm)
+    collected: list[Any] = []
+
+    class Collecting(dspy.BootstrapFinetune):  # type: ignore[misc]
+        @staticmethod
+        def finetune_lms(finetune_dict: dict[Any, Any]) -> dict[Any, Any]:
+            collected.extend(next(iter(finetune_dict.values()))["train_data"])
+            return dict.fromkeys(finetune_dict, lm)
+
+    examples = [dspy.Example(text=str(number), label="odd").with_inputs("text") for number in range(4)]
+    Collecting(metric=metric, num_threads=1).compile(student, trainset=examples)
+    assert len(collected) == 4
+    assert traces == [None] * 4
+    collected.clear()
+    Collecting(metric=at_least(metric, 0.5), num_threads=1).compile(student, trainset=examples)
+    assert collected == []
+
+
+def test_dspy_fails_on_an_answer_that_could_not_be_read() -> None:
+    """Told in docs/dspy.md; when this fails, DSPy drops such traces."""
+    student = dspy.Predict("text -> label")
+    student.set_lm(dspy.utils.DummyLM([{"other": "x"}] * 4))
+    examples = [dspy.Example(text=str(number), label="odd").with_inputs("text") for number in range(2)]
+    optimizer = dspy.BootstrapFinetune(metric=at_least(lambda *_: True, 1.0), num_threads=1)
+    with (
+        dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)),
+        pytest.raises(AttributeError, match="FailedPrediction"),
+    ):
+        optimizer.compile(student, trainset=examples)
+
+
+# settings
+
+
+def test_settings_are_flat_and_later_ones_win() -> None:
+    student = student_settings("b", {"epochs": 2, "quantize": "f16"}, {"epochs": 5, "rank": None})
+    assert (student.base, student.quantize, student.train.epochs, student.train.rank) == ("b", "f16", 5, 16)
+
+
+def test_general_data_is_found_from_where_the_program_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    student = student_settings("b", {"replay": {"data": "general.jsonl"}})
+    assert student.train.replay is not None
+    assert student.train.replay.data == str(tmp_path / "general.jsonl")
+
+
+def test_every_faulty_setting_is_named_at_once() -> None:
+    with pytest.raises(TrainError) as caught:
+        student_settings("b", {"n_epochs": 3, "rank": 0, "quantize": "q2"})
+    text = str(caught.value)
+    assert "n_epochs is no setting; use one of" in text
+    assert "epochs" in text.splitlines()[0]
+    assert "rank is 0" in text
+    assert "quantize is 'q2'" in text
+
+
+def test_a_name_that_no_runtime_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="name is 'My Model'; use a-z"):
+        OllamaProvider("b", name="My Model", home=tmp_path, runtime="embedded", environment={})
+
+
+# the provider
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[OllamaDouble]:
+    with OllamaDouble(tmp_path / "blobs") as running:
+        yield running
+
+
+@pytest.fixture
+def registered(double: OllamaDouble, tmp_path: Path) -> str:
+    return OllamaModels(double.url).runtime.register(model_of(files.shell(tmp_path / "m.gguf"))).name
+
+
+@pytest.fixture
+def provider(double: OllamaDouble, tmp_path: Path) -> Iterator[OllamaProvider]:
+    with OllamaProvider("some/base", home=tmp_path / "home", runtime=double.url, environment={}) as made:
+        yield made
+
+
+def test_launch_loads_and_kill_unloads(
+    provider: OllamaProvider, double: OllamaDouble, registered: str
+) -> None:
+    lm = dspy.LM(f"ollama_chat/{registered}", provider=provider)
+    lm.launch({"keep_alive": 60})
+    assert list(double.loaded.values()) == [registered]
+    assert double.requests("POST", "/api/chat")[-1]["body"]["keep_alive"] == 60
+    assert lm.kwargs["api_base"] == f"{double.url}/v1"
+    lm.kill()
+    assert double.loaded == {}
+    lm.kill()
+
+
+def test_a_model_answers_greedily_where_it_is_reached(
+    provider: OllamaProvider, double: OllamaDouble, registered: str
+) -> None:
+    lm = provider.lm(registered, cache=False)
+    assert lm("Hello") == ["A canned answer."]
+    sent = double.requests("POST", "/v1/chat/completions")[-1]["body"]
+    assert (sent["temperature"], sent["max_tokens"]) == (0.0, 512)
+
+
+def test_what_an_lm_says_itself_is_kept(provider: OllamaProvider, registered: str) -> None:
+    lm = provider.lm(registered, temperature=0.5, max_tokens=9)
+    assert (lm.kwargs["temperature"], lm.kwargs["max_tokens"]) == (0.5, 9)
+
+
+def test_an_unknown_model_is_killed_in_silence_and_launched_with_an_error(provider: OllamaProvider) -> None:
+    lm = dspy.LM("ollama_chat/nobody", provider=provider)
+    lm.kill()
+    with pytest.raises(RuntimeUnavailable, match=r"cannot load nobody: .*ollama list"):
+        lm.launch()
+
+
+def nowhere(home: Path, environment: dict[str, str]) -> OllamaProvider:
+    """A provider on an Ollama that does not run."""
+    return OllamaProvider("b", home=home, runtime="127.0.0.1:9", environment=environment)
+
+
+def test_no_ollama_is_said(tmp_path: Path) -> None:
+    lm = dspy.LM("ollama_chat/x", provider=nowhere(tmp_path, {}))
+    with pytest.raises(RuntimeUnavailable, match="check that it runs"):
+        lm.kill()
+
+
+def test_a_copy_of_a_program_shares_the_box(provider: OllamaProvider, registered: str) -> None:
+    student = dspy.Predict("text -> label")
+    student.set_lm(provider.lm(registered))
+    assert copy.deepcopy(student).lm.provider is provider
+    assert student.deepcopy().lm.kwargs["api_base"] == student.lm.kwargs["api_base"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "prefix"),
+    [
+        ({"HOMESTILL_LOCAL": "embedded"}, "openai"),
+        ({}, "openai"),
+        ({"OLLAMA_HOST": "box:1234"}, "ollama_chat"),
+    ],
+)
+def test_the_runtime_is_the_environments(environment: dict[str, str], prefix: str, tmp_path: Path) -> None:
+    with OllamaProvider("b", home=tmp_path, environment=environment) as provider:
+        assert provider.models.prefix == prefix
+        if prefix == "ollama_chat":
+            assert provider.models.api_base == "http://box:1234/v1"
+
+
+def test_a_server_of_somebody_else_cannot_be_registered_with(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="cannot be registered"):
+        OllamaProvider("b", home=tmp_path, environment={"HOMESTILL_LOCAL": "http://vllm:8000"})
+
+
+# errors are raised
+
+
+def test_result_raises_what_dspy_would_return(provider: OllamaProvider) -> None:
+    job = dspy.LM("ollama_chat/x", provider=provider).finetune(ROWS, TrainDataFormat.COMPLETION)
+    with pytest.raises(TrainError, match="only chat rows"):
+        job.result(timeout=30)
+    job.thread.join()
+    assert job.status() is TrainingStatus.failed
+    assert job.cancel() is False
+
+
+def test_a_setting_that_is_none_is_raised(provider: OllamaProvider) -> None:
+    job = dspy.LM("ollama_chat/x", provider=provider).finetune(ROWS, "chat", {"n_epochs": 3})
+    with pytest.raises(TrainError, match="n_epochs is no setting"):
+        job.result(timeout=30)
+    job.thread.join()
+
+
+def test_a_missing_converter_or_runtime_is_found_before_the_training(tmp_path: Path) -> None:
+    without_converter = nowhere(tmp_path, {"HOMESTILL_LLAMA_CPP": str(tmp_path)})
+    with pytest.raises(ExportError, match="run scripts/install"):
+        dspy.LM("ollama_chat/x", provider=without_converter).finetune(ROWS, "chat").result(timeout=30)
+    with pytest.raises(RuntimeUnavailable, match="tell its version"):
+        dspy.LM("ollama_chat/x", provider=nowhere(tmp_path, {})).finetune(ROWS, "chat").result(timeout=30)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bootstrap_finetune_raises_too(provider: OllamaProvider) -> None:
+    student = dspy.Predict("text -> label")
+    student.set_lm(dspy.LM("ollama_chat/x", provider=provider))
+    teacher = dspy.Predict("text -> label")
+    teacher.set_lm(dspy.utils.DummyLM([{"label": "odd"}] * 2))
+    examples = [dspy.Example(text=str(number), label="odd").with_inputs("text") for number in range(2)]
+    optimizer = dspy.BootstrapFinetune(metric=lambda *_: False, num_threads=1)
+    with pytest.raises(TrainError, match="0 rows are left to learn from"):
+        optimizer.compile(student, trainset=examples, teacher=teacher)
+
+
+# the workshop
+
+
+def test_models_are_found_by_name_while_their_files_are_there(tmp_path: Path) -> None:
+    workshop = Workshop("student", Home(tmp_path), {})
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"x")
+    made = Registration("embedded", "student:1", "a" * 64, 512, gguf=str(gguf))
+    write_json(tmp_path / "runs" / "student" / "r1" / RECORD, {"model": made.to_json()})
+    assert workshop.find("student:1") == made
+    assert workshop.find("student:2") is None
+    assert workshop.weights("student:1") is None
+    weights = tmp_path / "runs" / "student" / "r1" / "train" / "model"
+    weights.mkdir(parents=True)
+    assert workshop.weights("student:1") == weights
+    gguf.unlink()
+    assert workshop.find("student:1") is None
+
+
+def test_a_tuned_model_is_tuned_further_from_its_own_weights(tmp_path: Path) -> None:
+    made = Registration("embedded", "student:1", "a" * 64, 512, gguf="x")
+    write_json(tmp_path / "runs" / "student" / "r1" / RECORD, {"model": made.to_json()})
+    weights = tmp_path / "runs" / "student" / "r1" / "train" / "model"
+    weights.mkdir(parents=True)
+    with OllamaProvider("hub/base", home=tmp_path, runtime="embedded", environment={}) as provider:
+        assert provider.weights("openai/student:1") == str(weights)
+        assert provider.weights("ollama_chat/llama3.2") == "hub/base"
+        assert provider.weights("hub/other") == "hub/other"  # an LM's finetuning_model
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_kept_when_a_later_stage_failed(tmp_path: Path) -> None:
+    broken = tmp_path / "llama.cpp"
+    broken.mkdir()
+    (broken / SCRIPT).write_text("raise SystemExit('no converter')")
+    options: dict[str, Any] = {"home": tmp_path / "home", "runtime": "embedded"}
+    options |= {"student": {"epochs": 1, "quantize": "f16", "context": 256}}
+    base = tiny_base(tmp_path / "base")
+    environment = {**os.environ, "HOMESTILL_LLAMA_CPP": str(broken)}
+    with OllamaProvider(base, environment=environment, **options) as provider:
+        failed = dspy.LM("openai/x", provider=provider).finetune(ROWS, "chat")
+        with pytest.raises(ExportError, match="ended with code"):
+            failed.result()
+        failed.thread.join()
+    (record,) = (tmp_path / "home" / "runs" / "student").glob("*/train/stage.json")
+    trained = read_json(record)
+    with OllamaProvider(base, **options) as provider:
+        assert dspy.LM("openai/x", provider=provider).finetune(ROWS, "chat").result().model
+    assert read_json(record) == trained

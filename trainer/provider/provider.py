@@ -1,0 +1,228 @@
+"""DSPy's own optimizers on this box: a provider that trains, exports, registers, loads and unloads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.clients.provider import TrainingJob
+from dspy.clients.utils_finetune import TrainingStatus
+
+from trainer.errors import RuntimeUnavailable
+from trainer.provider.models import EmbeddedModels, KeepAlive, Models, OllamaModels
+from trainer.provider.rows import conversations
+from trainer.provider.tuning import Workshop, student_settings
+from trainer.runs import Home
+from trainer.runtimes.choice import OLLAMA_HOST, choice
+
+PREFIXES = ("ollama_chat/", "ollama/", "openai/")
+log = logging.getLogger("homestill.provider")
+
+
+class TuningJob(TrainingJob):  # type: ignore[misc]
+    """A fine-tuning under way. `result()` gives the tuned `dspy.LM`, or raises what stopped it.
+
+    DSPy hands an error back as the job's result; here it is the job's exception. A training cannot be
+    cancelled: end the process, and the same call goes on where it was.
+    """
+
+    def __init__(self, *args: Any, provider: OllamaProvider, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._provider = provider
+        self.set_running_or_notify_cancel()
+
+    def set_result(self, result: Any) -> None:
+        """DSPy calls it with the copy of its model under the new name, or with the error."""
+        if isinstance(result, BaseException):
+            self.set_exception(result)
+            return
+        self._provider.reach(result)
+        super().set_result(result)
+
+    def cancel(self) -> bool:
+        """False: it goes on."""
+        return False
+
+    def status(self) -> TrainingStatus:
+        """Running, succeeded or failed."""
+        if not self.done():
+            return TrainingStatus.running
+        return TrainingStatus.failed if self.exception() else TrainingStatus.succeeded
+
+
+class OllamaProvider(dspy.Provider):  # type: ignore[misc]
+    """Makes `dspy.LM(..., provider=OllamaProvider(base))` fine-tunable on this machine.
+
+    `BootstrapFinetune`, `BetterTogether` and `Ensemble` run on it unchanged. A model that was fine-tuned
+    before is fine-tuned further from its own weights. The same rows and settings find the same run again,
+    in whatever order they come, and nothing is trained twice.
+
+    Args:
+        base: what is fine-tuned: a folder in the Hugging Face layout, or a hub name.
+        name: of the models (`<name>:<hash>`) and of the folder of their runs.
+        runtime: "embedded", or an Ollama host as in OLLAMA_HOST; by default what HOMESTILL_LOCAL says.
+        student: settings of `student` and `student.train` in task.yaml, as one flat mapping.
+            An LM's or an optimizer's `train_kwargs` win over them.
+        home: where runs and models are kept; by default HOMESTILL_HOME.
+        seed: of the training.
+        keep_alive: how long Ollama holds a launched model: seconds, or a duration such as "30m".
+        environment: by default the process's own.
+
+    Raises:
+        TrainError: with every setting that is unknown or out of range.
+        RuntimeUnavailable: the runtime is one where models cannot be registered.
+    """
+
+    def __init__(
+        self,
+        base: str | Path,
+        *,
+        name: str = "student",
+        runtime: str | None = None,
+        student: Mapping[str, Any] | None = None,
+        home: Path | None = None,
+        seed: int = 0,
+        keep_alive: KeepAlive = "30m",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.finetunable = True
+        self.TrainingJob = partial(TuningJob, provider=self)
+        environment = dict(os.environ if environment is None else environment)
+        place = Home(home.resolve()) if home else Home.from_environment(environment)
+        self._base, self._student = _located(str(base)), dict(student or {})
+        self._settings = student_settings(self._base, self._student)
+        self._workshop = Workshop(name, place, environment, seed)
+        self.models: Models = _models(runtime, environment, self._workshop)
+        self._keep_alive = keep_alive
+        self._turn = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OllamaProvider:
+        """DSPy copies programs with their models; the box behind them is one."""
+        return self
+
+    def __enter__(self) -> OllamaProvider:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what this process started; Ollama's models stay."""
+        self.models.close()
+
+    def lm(self, model: str | None = None, **options: Any) -> dspy.LM:
+        """A DSPy model on this box.
+
+        Args:
+            model: a name that was fine-tuned before; by default the base, exported and registered first.
+            options: of `dspy.LM`.
+
+        Raises:
+            HomestillError: as export and register do.
+        """
+        if model is None:
+            with self._turn:
+                model = self._workshop.base(self._settings, self.models).name
+        lm = dspy.LM(f"{self.models.prefix}/{_bare(model)}", provider=self, **options)
+        self.reach(lm)
+        return lm
+
+    def reach(self, lm: dspy.LM) -> None:
+        """Tell a model where it answers; greedy and as long as trained, where it does not say otherwise."""
+        kwargs = lm.kwargs
+        kwargs["api_base"] = self.models.api_base
+        if self.models.prefix == "openai":
+            kwargs.setdefault("api_key", "local")
+        if kwargs.get("temperature") is None:
+            kwargs["temperature"] = 0.0  # Ollama's /v1 samples at 1.0 where it is missing
+        if kwargs.get("max_tokens") is None:
+            kwargs["max_tokens"] = self._settings.max_tokens
+
+    def launch(self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None) -> None:
+        """Load the model now rather than with its first question.
+
+        Args:
+            launch_kwargs: `keep_alive` for this model.
+
+        Raises:
+            RuntimeUnavailable: it is not there, or does not start.
+        """
+        options = launch_kwargs or lm.launch_kwargs
+        self.models.load(_bare(lm.model), options.get("keep_alive", self._keep_alive))
+        self.reach(lm)
+
+    def kill(self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None) -> None:
+        """Unload the model, which frees its memory; its next question loads it again.
+
+        Raises:
+            RuntimeUnavailable: Ollama cannot be reached.
+        """
+        self.models.unload(_bare(lm.model))
+
+    def finetune(
+        self,
+        job: TrainingJob,
+        model: str,
+        train_data: list[dict[str, Any]],
+        train_data_format: Any,
+        train_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """Train, export, register; one at a time. Called by `dspy.LM.finetune`.
+
+        Args:
+            model: the LM's name, or its `finetuning_model`: a folder or hub name, which wins over `base`.
+            train_data: DSPy's chat rows.
+            train_kwargs: settings of `student` and `student.train` in task.yaml.
+
+        Returns:
+            The tuned model's name for `dspy.LM`.
+
+        Raises:
+            HomestillError: the rows or settings are faulty, or a stage failed.
+        """
+        rows = conversations(train_data, train_data_format)
+        student = student_settings(self.weights(model), self._student, train_kwargs or {})
+        with self._turn:
+            made = self._workshop.tune(rows, student, self.models)
+        return f"{self.models.prefix}/{made.name}"
+
+    def weights(self, model: str) -> str:
+        """What is fine-tuned where DSPy names a model: its own weights where it was tuned here, else the base.
+
+        A name without the prefix of a served model is an LM's `finetuning_model` and wins over the base.
+        """
+        bare = _bare(model)
+        if tuned := self._workshop.weights(bare):
+            return str(tuned)
+        return self._base if bare != model else _located(model)
+
+
+def _located(base: str) -> str:
+    """A folder's absolute path; a hub's name as it is."""
+    folder = Path(base).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else base
+
+
+def _bare(model: str) -> str:
+    prefix = next((one for one in PREFIXES if model.startswith(one)), "")
+    return model.removeprefix(prefix)
+
+
+def _models(runtime: str | None, environment: Mapping[str, str], workshop: Workshop) -> Models:
+    if runtime is None:
+        runtime = choice(environment)
+        if runtime.startswith(("http://", "https://")):
+            raise RuntimeUnavailable(
+                f"HOMESTILL_LOCAL is {runtime!r}, where models cannot be registered; "
+                'give runtime="embedded" or an Ollama host'
+            )
+    if runtime == "embedded":
+        return EmbeddedModels(workshop.find)
+    return OllamaModels(environment.get("OLLAMA_HOST") or OLLAMA_HOST if runtime == "ollama" else runtime)

@@ -1,0 +1,253 @@
+"""One fine-tuning of DSPy's rows: a run without a task folder, through the stages train, export and register."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer import child, pipeline
+from trainer import export as exporting
+from trainer import register as registering
+from trainer.errors import RegisterError, TrainError
+from trainer.progress import progress
+from trainer.provider.models import Models
+from trainer.provider.rows import Row
+from trainer.runs import Home, Run, read_json, read_jsonl, sha256_file, sha256_json, write_json, write_jsonl
+from trainer.runtimes.local import LocalModel, Registration, Runtime
+from trainer.runtimes.parity import Prompt, Tokens, Vocabulary, rendered_as_trained
+from trainer.settings import StudentSettings, TaskSettings, TrainSettings
+from trainer.task import Task
+from trainer.template import Template
+from trainer.traces import Store
+from trainer.training import base as bases
+
+PROVEN = 64
+"""Training prompts that the server must render as they were trained."""
+TOKENIZED = 256
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+RECORD = "register/registration.json"
+log = logging.getLogger("homestill.provider")
+
+
+def student_settings(base: str, *given: Mapping[str, Any]) -> StudentSettings:
+    """The settings of `student` in task.yaml from flat keys, those of `student.train` among them.
+
+    Args:
+        base: folder or hub name of the weights that are fine-tuned.
+        given: later mappings win; None values are taken as not given.
+
+    Raises:
+        TrainError: with every unknown key and every value out of range.
+    """
+    values = {key: value for one in given for key, value in one.items() if value is not None}
+    if isinstance(replay := values.get("replay"), Mapping) and "data" in replay:
+        values["replay"] = {**replay, "data": str(Path(replay["data"]).expanduser().resolve())}
+    recipe, own = set(TrainSettings.model_fields), set(StudentSettings.model_fields) - {"base", "train"}
+    faults = [
+        f"{key} is no setting; use one of {', '.join(sorted(own | recipe))}"
+        for key in sorted(values.keys() - recipe - own)
+    ]
+    known = {key: value for key, value in values.items() if key in own}
+    try:
+        student = StudentSettings.model_validate(
+            {**known, "base": base, "train": {key: value for key, value in values.items() if key in recipe}}
+        )
+    except ValidationError as error:
+        faults += [
+            f"{'.'.join(map(str, one['loc'][-1:])) or 'student'} is {one['input']!r}: {one['msg']}"
+            for one in error.errors()
+        ]
+    if faults:
+        raise TrainError("\n".join(faults))
+    return student
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes models from rows, and knows those that it made.
+
+    Everything lies in `runs/<name>/` of the home: a folder for each set of rows and settings.
+    """
+
+    name: str
+    home: Home
+    environment: Mapping[str, str]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise TrainError(
+                f"name is {self.name!r}; use a-z, 0-9 and '-', at most 40 characters, the first no '-'"
+            )
+
+    def tune(self, rows: Sequence[Row], student: StudentSettings, models: Models) -> Registration:
+        """Train, export and register; what was done before for the same rows and settings is kept.
+
+        Raises:
+            HomestillError: as the stages do.
+        """
+        exporting.converter(self.environment)  # now rather than after the training
+        models.check()
+        run = self.run(sha256_json([rows, student.model_dump(mode="json"), self.seed])[:12], student)
+        curated = run.stage("curate") / "train.jsonl"
+        if not curated.exists():
+            write_jsonl(curated, list(rows))
+        log.warning("fine-tuning of %s on %d rows, in %s", student.base, len(rows), run.folder)
+        stages = [pipeline.stage("train"), pipeline.stage("export")]
+        return _made(run, [*stages, _register(models.runtime, lambda: registering._models(run)[0])], models)
+
+    def base(self, student: StudentSettings, models: Models) -> Registration:
+        """The base itself as GGUF, registered.
+
+        Raises:
+            HomestillError: as export and register do.
+        """
+        models.check()
+        identity = [student.base, student.quantize, student.context, student.max_tokens]
+        run = self.run(f"base-{sha256_json(identity)[:12]}", student)
+        export = pipeline.Stage("export", _base_inputs, _export_base)
+        return _made(run, [export, _register(models.runtime, partial(_base, run))], models)
+
+    def find(self, name: str) -> Registration | None:
+        """The registration of a model that was made here and whose files are there."""
+        found = next((one for one, _ in self._records() if one.name == name), None)
+        return found if found and found.gguf and Path(found.gguf).is_file() else None
+
+    def weights(self, name: str) -> Path | None:
+        """The merged weights of a model that was fine-tuned here."""
+        folders = (folder / "train" / "model" for one, folder in self._records() if one.name == name)
+        return next((folder for folder in folders if folder.is_dir()), None)
+
+    def run(self, folder: str, student: StudentSettings) -> Run:
+        """A run in a folder of that name; the task's own files are not there, and no stage used here asks for them."""
+        settings = TaskSettings(
+            name=self.name,
+            program="rows.py:none",
+            metric="rows.py:none",
+            data="curate/train.jsonl",
+            inputs=["messages"],
+            student=student,
+            seed=self.seed,
+        )
+        place = self.home.runs(self.name) / folder
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "task.json", {"folder": None, "settings": settings.model_dump(mode="json")})
+        return Run(Task(place, settings), self.home, Store.open("sqlite://"), place, self.environment)
+
+    def _records(self) -> Iterator[tuple[Registration, Path]]:
+        for file in sorted(self.home.runs(self.name).glob(f"*/{RECORD}")):
+            for value in read_json(file).values():
+                yield Registration.from_json(value), file.parents[1]
+
+
+def _made(run: Run, stages: Sequence[pipeline.Stage], models: Models) -> Registration:
+    """Run the stages; once more from export on where what they once made has been removed since."""
+    pipeline.execute(run, stages)
+    made = Registration.from_json(read_json(run.folder / RECORD)["model"])
+    if not models.has(made.name):
+        for name in ("export", "register"):
+            (run.folder / name / "stage.json").unlink()
+        pipeline.execute(run, stages)
+    return made
+
+
+def _register(local: Runtime, model: Callable[[], LocalModel]) -> pipeline.Stage:
+    """The register stage without a program: the model is servable, and renders its prompts as trained."""
+
+    def inputs(run: Run) -> dict[str, Any]:
+        made = model()
+        return {"name": made.name, "runtime": local.kind, "url": getattr(local, "url", None)}
+
+    def act(run: Run) -> None:
+        made = model()
+        folder = run.stage("register")
+        registered = local.register(made)
+        try:
+            evidence = _prove(run, made, registered, local)
+        except RegisterError:
+            local.remove(registered.name)
+            raise
+        write_json(folder / "parity.json", evidence)
+        write_json(folder / "registration.json", {"model": registered.to_json()})
+
+    return pipeline.Stage("register", inputs, act)
+
+
+def _prove(run: Run, model: LocalModel, registered: Registration, local: Runtime) -> dict[str, Any]:
+    """Training text against the GGUF's tokenizer, prompts as served against prompts as trained; every token."""
+    from transformers import AutoTokenizer
+
+    trained, rows_file = run.folder / "train" / "model", run.folder / "curate" / "train.jsonl"
+    rows = read_jsonl(rows_file) if rows_file.exists() else []
+    folder = trained if trained.is_dir() else bases.resolve(run)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    fitting = [
+        Prompt(row["example"], row["predictor"], row["messages"])
+        for row in rows
+        if len(model.template.prompt_ids(tokenizer, row["messages"])) < model.context
+    ]
+    if len(fitting) < len(rows):
+        left = len(rows) - len(fitting)
+        log.warning("%d of %d prompts do not fit into context %d", left, len(rows), model.context)
+    with closing(Vocabulary(model.gguf)) as vocabulary:
+        tokens = Tokens(tokenizer, model.template, vocabulary, model.context)
+        compared = tokens.training(rows[:TOKENIZED])
+        with local.serving(registered) as endpoint:
+            rendered_as_trained(tokens, local, endpoint, fitting[:PROVEN])
+    return {"prompt_tokens_equal": True, "tokens": compared, "rendered_prompts": len(fitting[:PROVEN])}
+
+
+def _base_inputs(run: Run) -> dict[str, Any]:
+    kind = run.task.settings.student.quantize
+    versions = bases.versions(*exporting.PACKAGES)
+    return {"base": bases.sha256(bases.resolve(run)), "quantize": kind, "versions": versions}
+
+
+def _export_base(run: Run) -> None:
+    """Write export/base.gguf, from the cache that export keeps, and export/summary.json."""
+    from transformers import AutoTokenizer
+
+    folder, base, kind = run.stage("export"), bases.resolve(run), run.task.settings.student.quantize
+    template = Template.freeze(AutoTokenizer.from_pretrained(base, local_files_only=True))
+    cached = run.home.cache / "base-gguf" / f"{exporting._base_key(base, kind, template)}.gguf"
+    work = folder / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    if not cached.exists():
+        run.need_disk(4 * bases.weight_bytes(base) + 50_000_000, "export")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with progress("exporting", 2) as advance:
+            maker = exporting._Maker(
+                llama_cpp=exporting.converter(run.environment),
+                kind=kind,
+                work=work,
+                environment=child.environment(run.environment),
+                advance=advance,
+            )
+            maker.make(exporting._staged(base, work / "base", template), cached, template)
+    exporting._link(cached, folder / "base.gguf")
+    about = {"sha256": sha256_file(folder / "base.gguf"), "quantization": kind}
+    write_json(folder / "summary.json", {"base": about, "template": template.to_json()})
+    shutil.rmtree(work)
+
+
+def _base(run: Run) -> LocalModel:
+    exported, student = read_json(run.folder / "export" / "summary.json"), run.task.settings.student
+    return LocalModel.of(
+        run.task.name,
+        "base",
+        gguf=run.folder / "export" / "base.gguf",
+        sha256=exported["base"]["sha256"],
+        template=Template.from_json(exported["template"]),
+        context=student.context,
+        max_tokens=student.max_tokens,
+    )
