@@ -1,0 +1,1 @@
+"""Studies of a task: what prompts, weights, demonstrations and instructions each contribute, and what was forgotten."""
