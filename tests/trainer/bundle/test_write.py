@@ -1,0 +1,174 @@
+"""Bundles are written once: what is there and right is kept, what is not is written again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from tests.trainer.bundle.samples import CREATED, FILES, write_bundle
+from trainer.bundle import keys
+from trainer.bundle.__main__ import main
+from trainer.bundle.contents import BUNDLE, UNFINISHED
+from trainer.bundle.verify import check
+from trainer.bundle.write import Source, write
+from trainer.errors import BundleError, DiskError
+
+
+def test_parts_join_to_the_files_with_plain_tools(tmp_path: Path, key: Path) -> None:
+    write_bundle(tmp_path / "bundle", key)
+    path, data = next((path, data) for path, data in FILES.items() if path.endswith("model.gguf"))
+    parts = sorted((tmp_path / "bundle" / path).parent.glob("model.gguf.*"))
+    assert [each.stat().st_size for each in parts] == [1000] * 5 + [120]
+    assert b"".join(each.read_bytes() for each in parts) == data
+
+
+def test_a_second_bundle_in_the_same_folder_keeps_what_did_not_change(
+    tmp_path: Path, key: Path, trusted: bytes
+) -> None:
+    folder = tmp_path / "bundle"
+    write_bundle(folder, key)
+    before = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+    changed = {**FILES, "tasks/words/task.yaml": b"name: wards\n", "tasks/words/new.py": b"\n"}
+    del changed["legal/NOTICE.txt"]
+    write_bundle(folder, key, changed, created="20261122T000000Z")
+    check(folder, BUNDLE, trusted)
+    assert not (folder / "legal").exists()
+    for path, inode in before.items():
+        same = path.exists() and path.stat().st_ino == inode
+        assert same == (path.name not in ("task.yaml", "NOTICE.txt", "checksums.json", "checksums.sig"))
+
+
+@contextmanager
+def _dies_after(count: int, data: bytes) -> Iterator[BinaryIO]:
+    class Dying(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() >= count:
+                raise KeyboardInterrupt
+            return super().read(size)
+
+    yield Dying(data)
+
+
+def test_an_interrupted_bundle_goes_on_where_it_stopped(tmp_path: Path, key: Path, trusted: bytes) -> None:
+    folder, data = tmp_path / "bundle", bytes(range(200)) * 50
+    reads = 0
+
+    @contextmanager
+    def whole() -> Iterator[BinaryIO]:
+        nonlocal reads
+        reads += 1
+        yield io.BytesIO(data)
+
+    first = Source("images/one.tar", 4000, whole, fixed=True)
+    options: dict[str, Any] = {
+        "kind": BUNDLE,
+        "created": CREATED,
+        "homestill": "0",
+        "about": {},
+        "seal": lambda where, text: keys.sign(where, key, text),
+        "part_bytes": 1000,
+    }
+    dying = Source("tasks/two", len(data), lambda: _dies_after(3500, data))
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, [first, dying], **options)
+    with pytest.raises(BundleError, match="cannot be read"):
+        check(folder, BUNDLE, trusted)
+    kept = {path: path.stat().st_ino for path in folder.glob("tasks/two.00[0-2]")}
+    assert len(kept) == 3
+    write(folder, [first, Source.data("tasks/two", data)], **options)
+    contents = check(folder, BUNDLE, trusted)
+    assert [len(file.parts) for file in contents.files] == [10, 10]
+    assert reads == 1, "the image was saved twice"
+    assert all(path.stat().st_ino == inode for path, inode in kept.items())
+    assert not (folder / UNFINISHED).exists()
+
+
+def test_a_part_that_was_damaged_meanwhile_is_written_again(
+    tmp_path: Path, key: Path, trusted: bytes
+) -> None:
+    write_bundle(tmp_path, key) if not any(tmp_path.iterdir()) else None
+    for change in (b"", b"x" * 1000, b"y" * 2000):
+        (tmp_path / "tasks/words/task.yaml").write_bytes(change)
+        (tmp_path / next(each for each in FILES if "model" in each)).with_name("model.gguf.002").write_bytes(
+            change
+        )
+        write_bundle(tmp_path, key)
+        check(tmp_path, BUNDLE, trusted)
+
+
+def test_a_small_image_has_one_part_under_its_own_name(tmp_path: Path, key: Path, trusted: bytes) -> None:
+    @contextmanager
+    def small() -> Iterator[BinaryIO]:
+        yield io.BytesIO(b"tar")
+
+    source = Source("images/one.tar", 10**6, small, fixed=True)
+    for _ in range(2):
+        write(
+            tmp_path / "b",
+            [source],
+            kind=BUNDLE,
+            created=CREATED,
+            homestill="0",
+            about={},
+            seal=lambda where, text: keys.sign(where, key, text),
+            free=lambda _: 10**9,
+        )
+        assert [part.name for part in check(tmp_path / "b", BUNDLE, trusted).parts()] == ["images/one.tar"]
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, key: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(BundleError, match="is not empty"):
+        write_bundle(tmp_path, key)
+    assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_full_medium_is_noticed_before_anything_is_written(tmp_path: Path, key: Path) -> None:
+    with pytest.raises(DiskError, match="GB more"):
+        write_bundle(tmp_path / "b", key, free=lambda _: 100)
+
+
+@pytest.mark.parametrize("name", ["tasks/a:b", "tasks/ends.", "tasks/con*"])
+def test_names_that_a_medium_cannot_hold_are_refused(tmp_path: Path, key: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="not every medium"):
+        write_bundle(tmp_path / "b", key, {name: b"x"})
+
+
+def test_the_key_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "box.key"
+    assert keys.make_if_missing(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    before = path.read_bytes()
+    assert not keys.make_if_missing(path)
+    assert path.read_bytes() == before
+    path.chmod(0o644)
+    with pytest.raises(BundleError, match="chmod 600"):
+        keys.make_if_missing(path)
+
+
+def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("none")
+    with pytest.raises(BundleError, match="Ed25519"):
+        keys.public(tmp_path / "key")
+
+
+def test_a_copy_goes_on_where_it_stopped(
+    tmp_path: Path, key: Path, trusted: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "from", tmp_path / "to"
+    write_bundle(source, key)
+    command = ["copy", str(source), str(target), "--trust", trusted.hex()]
+    assert main(command) == 0
+    inodes = {path: path.stat().st_ino for path in target.rglob("*.00*")}
+    (target / "checksums.json").unlink()
+    (target / "tasks/words/task.yaml").write_bytes(b"half")
+    assert main(command) == 0
+    check(target, BUNDLE, trusted)
+    assert {path: path.stat().st_ino for path in target.rglob("*.00*")} == inodes
+    assert main(["verify", str(target), "--trust", "ab" * 32]) == 1
+    assert "do not belong to the key" in capsys.readouterr().err

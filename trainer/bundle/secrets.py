@@ -1,0 +1,49 @@
+"""No key leaves with a bundle: what is to be carried is searched for the keys of this machine and for the shapes of keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+NAMES = ("_API_KEY", "_API_KEYS", "_TOKEN", "_SECRET", "_ACCESS_KEY")
+SHAPES = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    rb"|\bsk-[A-Za-z0-9_-]{24,}"
+    rb"|\bhf_[A-Za-z0-9]{30,}"
+    rb"|\bAKIA[0-9A-Z]{16}\b"
+)
+SHORTEST = 8
+"""Characters; a shorter value of a variable may be a word that is anywhere."""
+LARGEST = 64_000_000
+"""Bytes; only weights and data are larger, and data is searched while it is exported."""
+
+
+class Secrets:
+    """The keys in an environment: values of variables that end as keys do, and of the files that `…_FILE` names."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._known: dict[bytes, str] = {}
+        for name, value in environment.items():
+            if name.endswith(NAMES):
+                for key in value.split(","):
+                    self._know(name, key)
+            elif name.endswith("_FILE") and name.removesuffix("_FILE").endswith((*NAMES, "_KEY")):
+                file = Path(value)
+                if file.is_file():
+                    self._know(name, file.read_text(encoding="utf-8", errors="replace"))
+
+    def _know(self, name: str, key: str) -> None:
+        if len(key.strip()) >= SHORTEST:
+            self._known[key.strip().encode()] = name
+
+    def in_data(self, data: bytes, *, shapes: bool = True) -> str | None:
+        """What secret the data holds, without showing it; None where there is none."""
+        for key, name in self._known.items():
+            if key in data:
+                return f"the value of {name}"
+        found = SHAPES.search(data) if shapes else None
+        return f"what looks like a key ({found[0][:10].decode()}…)" if found else None
+
+    def in_file(self, file: Path) -> str | None:
+        return None if file.stat().st_size > LARGEST else self.in_data(file.read_bytes())

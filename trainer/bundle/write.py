@@ -1,0 +1,297 @@
+"""Writing a bundle: sources become parts, parts that are right already are kept, the list is signed last.
+
+While it is written, `.unfinished` notes every part that is complete, with its hash. A second call with the
+same folder finds them there, or in the list of the bundle that the folder held before, and reads again only
+what it must. Without checksums.json nobody takes the folder for a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer.bundle.contents import (
+    CHECKSUMS,
+    SIGNATURE,
+    UNFINISHED,
+    Contents,
+    File,
+    Part,
+    name_faults,
+    part_name,
+)
+from trainer.bundle.meter import Meter
+from trainer.bundle.verify import CHUNK, part_is
+from trainer.errors import BundleError, DiskError
+
+LARGEST_PART = 4_000_000_000
+"""Bytes: below the limit of FAT32, which many small media come with."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to be carried.
+
+    Args:
+        path: its name in the bundle.
+        size: bytes; about as many where it is a stream.
+        open: gives its content.
+        fixed: the name alone decides the content, so parts noted under it need not be read from the source again.
+    """
+
+    path: str
+    size: int
+    open: Callable[[], AbstractContextManager[BinaryIO]]
+    fixed: bool = False
+
+    @classmethod
+    def file(cls, path: str, file: Path) -> Source:
+        return cls(path, file.stat().st_size, lambda: open(file, "rb"))
+
+    @classmethod
+    def data(cls, path: str, data: bytes) -> Source:
+        return cls(path, len(data), lambda: io.BytesIO(data))
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A part that an earlier call completed; `last` where its file ends with it."""
+
+    part: Part
+    last: bool
+
+
+def write(
+    folder: Path,
+    sources: Sequence[Source],
+    *,
+    kind: str,
+    created: str,
+    homestill: str,
+    about: Mapping[str, Any],
+    seal: Callable[[Path, bytes], None],
+    part_bytes: int = LARGEST_PART,
+    free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
+) -> Contents:
+    """Write the parts of all sources into `folder`, and nothing else.
+
+    Args:
+        folder: new, empty, or one that an earlier call wrote to.
+        seal: writes the list of contents, given the folder and its text, and signs it where it is to be signed.
+        part_bytes: most that one part holds.
+
+    Raises:
+        BundleError: the folder holds something else, or a name cannot be carried.
+        DiskError: there is no room.
+    """
+    noted = _begin(folder)
+    _require_names([source.path for source in sources])
+    _require_room(folder, sources, noted, free)
+    meter = Meter("writing", sum(source.size for source in sources))
+    with open(folder / UNFINISHED, "a", encoding="utf-8") as notes:
+        files = tuple(_Writer(folder, part_bytes, noted, notes, meter).write(source) for source in sources)
+    contents = Contents(kind, created, homestill, about, files)
+    names = [part.name for part in contents.parts()]
+    if faults := name_faults(names):
+        raise BundleError(faults)
+    _remove_others(folder, set(names))
+    seal(folder, contents.text())
+    (folder / UNFINISHED).unlink()
+    return contents
+
+
+class _Writer:
+    """Cuts sources into parts, and keeps those that are there already."""
+
+    def __init__(
+        self, folder: Path, limit: int, noted: Mapping[str, _Noted], notes: Any, meter: Meter
+    ) -> None:
+        self._folder, self._limit, self._noted, self._notes, self._meter = folder, limit, noted, notes, meter
+
+    def write(self, source: Source) -> File:
+        kept = self._kept(source) if source.fixed else None
+        if kept is None:
+            whole = hashlib.sha256()
+            with source.open() as stream:
+                parts = self._cut(source, stream, whole)
+            digest = whole.hexdigest()
+        else:
+            parts, digest = kept
+        return File(source.path, sum(part.bytes for part in parts), digest, tuple(parts))
+
+    def _cut(self, source: Source, stream: BinaryIO, whole: hashlib._Hash) -> list[Part]:
+        parts: list[Part] = []
+        single = source.size <= self._limit and not source.fixed
+        ahead = stream.read(min(CHUNK, self._limit))
+        while ahead or not parts:
+            if single and parts:
+                raise BundleError([f"{source.path} grew while it was read; make the bundle again"])
+            name = part_name(source.path, len(parts), single=single)
+            part, ahead = self._part(name, stream, ahead, whole)
+            parts.append(part)
+            self._note(part, last=not ahead)
+        if not single and len(parts) == 1:
+            return [self._renamed(parts[0], source.path)]
+        return parts
+
+    def _part(self, name: str, stream: BinaryIO, ahead: bytes, whole: hashlib._Hash) -> tuple[Part, bytes]:
+        """One part, and what was read beyond it: an empty end means that the source is at its end."""
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        digest, size = hashlib.sha256(), 0
+        same = _Same(path)
+        with open(partial, "wb") as out:
+            while ahead and size < self._limit:
+                for each in (digest, whole):
+                    each.update(ahead)
+                size += len(ahead)
+                same.hold(ahead, out)
+                self._meter.add(len(ahead))
+                ahead = stream.read(min(CHUNK, self._limit - size or self._limit))
+            kept = same.to_the_end(out)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.unlink() if kept else os.replace(partial, path)
+        return Part(name, size, digest.hexdigest()), ahead
+
+    def _kept(self, source: Source) -> tuple[list[Part], str] | None:
+        """The noted parts of a source, where all are there and right."""
+        parts: list[Part] = []
+        for number in range(10_000):
+            single = number == 0 and source.path in self._noted
+            found = self._noted.get(part_name(source.path, number, single=single))
+            if found is None or not part_is(self._folder / found.part.name, found.part):
+                return None
+            parts.append(found.part)
+            self._meter.add(found.part.bytes)
+            if found.last:
+                return parts, self._joined(parts)
+        return None
+
+    def _joined(self, parts: Iterable[Part]) -> str:
+        digest = hashlib.sha256()
+        for part in parts:
+            with open(self._folder / part.name, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    def _renamed(self, part: Part, name: str) -> Part:
+        os.replace(self._folder / part.name, self._folder / name)
+        renamed = Part(name, part.bytes, part.sha256)
+        self._note(renamed, last=True)
+        return renamed
+
+    def _note(self, part: Part, *, last: bool) -> None:
+        self._notes.write(json.dumps({**asdict(part), "last": last}) + "\n")
+        self._notes.flush()
+
+
+class _Same:
+    """Compares what comes with a part that is there, and writes only from the first difference on."""
+
+    def __init__(self, path: Path) -> None:
+        plain = path.is_file() and not path.is_symlink()
+        self._there = open(path, "rb") if plain else None  # noqa: SIM115  closed in to_the_end
+        self._equal = self._there is not None
+
+    def hold(self, chunk: bytes, out: BinaryIO) -> None:
+        if self._equal and self._there:
+            at = self._there.tell()
+            if self._there.read(len(chunk)) == chunk:
+                return
+            self._copy_before(at, out)
+        out.write(chunk)
+
+    def to_the_end(self, out: BinaryIO) -> bool:
+        """Whether the part that is there is the one that came, to its last byte."""
+        if self._there is None:
+            return False
+        at = self._there.tell()
+        longer = self._equal and self._there.read(1) != b""
+        if longer:
+            self._copy_before(at, out)
+        self._there.close()
+        return self._equal
+
+    def _copy_before(self, end: int, out: BinaryIO) -> None:
+        assert self._there is not None
+        self._equal = False
+        self._there.seek(0)
+        while end:
+            chunk = self._there.read(min(CHUNK, end))
+            out.write(chunk)
+            end -= len(chunk)
+
+
+def _begin(folder: Path) -> dict[str, _Noted]:
+    """Take the folder, and what earlier calls completed in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = (folder / UNFINISHED).exists() or (folder / CHECKSUMS).exists()
+    if not ours and any(folder.iterdir()):
+        raise BundleError([f"{folder} is not empty and holds no bundle; name a new folder"])
+    noted: dict[str, _Noted] = {}
+    with open(folder / UNFINISHED, "a", encoding="utf-8") as notes:
+        if (folder / CHECKSUMS).exists():
+            for each in _of_list(folder / CHECKSUMS):
+                notes.write(json.dumps({**asdict(each.part), "last": each.last}) + "\n")
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    (folder / SIGNATURE).unlink(missing_ok=True)
+    for line in (folder / UNFINISHED).read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+            part = Part(found["name"], found["bytes"], found["sha256"])
+        except (ValueError, KeyError):  # a kill cut the last line off
+            continue
+        noted[part.name] = _Noted(part, found["last"])
+    return noted
+
+
+def _of_list(path: Path) -> list[_Noted]:
+    """The parts of the bundle that the folder held; a damaged list only means that nothing is known of them."""
+    try:
+        files = json.loads(path.read_bytes())["files"]
+        return [
+            _Noted(Part(part["name"], part["bytes"], part["sha256"]), part is file["parts"][-1])
+            for file in files
+            for part in file["parts"]
+        ]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _require_names(paths: Sequence[str]) -> None:
+    if faults := name_faults(paths):
+        raise BundleError(faults)
+
+
+def _require_room(
+    folder: Path, sources: Sequence[Source], noted: Mapping[str, _Noted], free: Callable[[Path], int]
+) -> None:
+    there = sum(each.part.bytes for each in noted.values() if (folder / each.part.name).is_file())
+    needed, room = sum(source.size for source in sources) - there, free(folder)
+    if needed > room:
+        raise DiskError(
+            f"the bundle needs {needed / 1e9:.2f} GB more below {folder}, {room / 1e9:.2f} GB are free; "
+            "name a folder on a larger disk"
+        )
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Drop parts of an earlier bundle in this folder, half-written ones, and folders that are empty then."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif name not in names and name != UNFINISHED:
+            path.unlink()

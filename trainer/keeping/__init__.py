@@ -1,0 +1,1 @@
+"""Life after day one: backup, restore, upgrade, pruning, and traces carried between hosts."""
