@@ -1,6 +1,7 @@
 """Evaluate: teacher, base and student on the same sealed test examples, one stored row per answer.
 
-The student also answers the calibrate split, for `certify`. Every answer is committed before the
+The student also answers the calibrate split, for `certify`, and says whether it is confident of its answers to
+the test split, a runner-up that reports compare with. Every answer is committed before the
 next is asked for, under the identity of the system that gave it: a run that was killed goes on
 where it was, and nothing is generated twice. The teacher's answers are those that capture bought.
 """
@@ -16,10 +17,11 @@ from typing import Any, Protocol
 import dspy
 import numpy as np
 
+from serve import self_ask
 from trainer import program as programs
 from trainer.data import Example
 from trainer.errors import EvaluateError
-from trainer.lm import Endpoint, local_lm
+from trainer.lm import Endpoint, local_lm, session
 from trainer.program import Program
 from trainer.progress import progress
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
@@ -30,11 +32,13 @@ from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.traces import Answer, Store
 
 Ask = Callable[[Example], Answer]
+AskLM = Callable[[Example, dspy.LM], Answer]
 MakeLM = Callable[[Endpoint, int], dspy.LM]
 
 VERSION = 1
 """Raise it when rows that were stored before no longer mean the same."""
 TRUNCATED = "truncated"
+SELF_ASK = "self_ask"
 LOCAL_COST = "API cost only: your own machine's power and depreciation are not counted"
 
 
@@ -86,19 +90,37 @@ class _Local:
     source: Serving
     make_lm: MakeLM
 
-    def answers(self, role: str, examples: Sequence[Example]) -> dict[str, Answer]:
+    def answers(self, role: str, examples: Sequence[Example], ask: AskLM | None = None) -> dict[str, Answer]:
+        """What a system answers, from the store as far as it goes; by default the program is asked."""
         store, system = self.run.store, _identity(self.run, role)
         found = store.answers(system)
         if all(example.id in found for example in examples):
             return found
+
+        def answer(example: Example, lm: dspy.LM) -> Answer:
+            return programs.answer(self.program, example, lm, role, system)
+
         with self.source.serving(_registration(self.run, role)) as endpoint:
             lm = self.make_lm(endpoint, self.run.task.settings.student.max_tokens)
-
-            def ask(example: Example) -> Answer:
-                return programs.answer(self.program, example, lm, role, system)
-
-            answer_all(store, system, role, examples, ask)
+            answer_all(store, system, role, examples, lambda example: (ask or answer)(example, lm))
         return store.answers(system)
+
+    def doubts(self, examples: Sequence[Example], answers: Sequence[Answer]) -> str:
+        """Ask the student whether it is confident of its own answers; returns the identity of what it said."""
+        system = _identity(self.run, SELF_ASK)
+        given = {answer.example: answer for answer in answers}
+
+        def ask(example: Example, lm: dspy.LM) -> Answer:
+            own = given[example.id]
+            with session(example.id, {}) as opened:
+                for call in own.calls[-1:]:
+                    prompt = self_ask.prompt(call["messages"][-1]["content"], call["completion"])
+                    lm(prompt, max_tokens=self_ask.MAX_TOKENS)
+            calls = opened.calls or [{"predictor": SELF_ASK, "completion": ""}]  # it gave no answer to doubt
+            return replace(own, system=system, role=SELF_ASK, outputs={}, score=0.0, error=None, calls=calls)
+
+        self.answers(SELF_ASK, examples, ask)
+        return system
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -108,7 +130,7 @@ def inputs(run: Run) -> dict[str, Any]:
         "test": sha256_file(run.stage("curate") / "test.jsonl"),
         "calibrate": sha256_file(run.stage("curate") / "calibrate.jsonl"),
         "teacher": _captured(run)["system"],
-        "systems": {role: _identity(run, role) for role in ("base", "student")},
+        "systems": {role: _identity(run, role) for role in ("base", "student", SELF_ASK)},
     }
 
 
@@ -134,7 +156,10 @@ def run(run: Run, *, serving: Serving | None = None, make_lm: MakeLM = local_lm)
     for role, examples in (("student", [*calibrate, *test]), ("base", test)):
         asked = local.answers(role, examples)
         rows[role] = [asked[example.id] for example in test]
-    write_json(run.stage("evaluate") / "summary.json", summary(run, rows))
+    found = summary(run, rows)
+    if len(program.predictors) == 1:  # others are not certified, so nothing is compared
+        found["systems"][SELF_ASK] = local.doubts(test, rows["student"])
+    write_json(run.stage("evaluate") / "summary.json", found)
 
 
 def stored_answers(store: Store, system: str, examples: Sequence[Example]) -> dict[str, Answer]:
@@ -242,6 +267,8 @@ def _without_truncated(answer: Answer) -> Answer:
 
 def _identity(run: Run, role: str) -> str:
     """Identity of a local system: everything that decides its answers."""
+    if role == SELF_ASK:
+        return sha256_json([_identity(run, "student"), self_ask.prompt("", "")])
     registration = _registration(run, role)
     student = run.task.settings.student
     return sha256_json(
@@ -267,7 +294,7 @@ def _runtime_version(registration: Registration) -> str:
 
 
 def _registration(run: Run, role: str) -> Registration:
-    key = "model" if role == "student" else "base"
+    key = "base" if role == "base" else "model"
     return Registration.from_json(read_json(run.stage("register") / "registration.json")[key])
 
 

@@ -10,6 +10,7 @@ import math
 from random import Random
 from typing import Protocol
 
+from serve import self_ask
 from serve.confidence import confidence, parse
 from serve.config import StrategyName
 from serve.errors import UpstreamError
@@ -18,11 +19,6 @@ from serve.routing import student
 from serve.routing.call import Call
 from serve.routing.decision import Reason
 from serve.routing.policy import asked, conversation, demands, match, too_long, tool_loop
-
-SELF_ASK = (
-    "You are given a question and an answer to it. Say whether you are confident that the answer is right. "
-    "Reply with True or False and nothing else."
-)
 
 
 class Strategy(Protocol):
@@ -214,16 +210,14 @@ class SelfAsk(_Free):
     async def score(self, call: Call) -> float | None:
         assert call.local_answer is not None and call.served is not None and call.served.local is not None
         given = call.local_answer["choices"][0]["message"].get("content") or ""
-        told = f"question: {asked(call.body)}\n\nanswer: {given}"
-        messages = [{"role": "system", "content": SELF_ASK}, {"role": "user", "content": told}]
-        body = {"messages": messages, "temperature": 0.0, "max_tokens": 8}
+        message = {"role": "user", "content": self_ask.prompt(asked(call.body), given)}
+        body = {"messages": [message], "temperature": 0.0, "max_tokens": self_ask.MAX_TOKENS}
         try:
             reply = await call.wait_for(call.served.local.chat(body))
         except UpstreamError as error:
             call.local_problem = str(error)
             return 0.0
-        said = (reply["choices"][0]["message"].get("content") or "").strip().lower()
-        return float(said.startswith("true"))
+        return self_ask.score(reply["choices"][0]["message"].get("content") or "")
 
 
 def strategies(random: Random) -> dict[StrategyName, Strategy]:

@@ -14,6 +14,7 @@ import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
+from serve import self_ask
 from trainer import evaluate, task
 from trainer.errors import EvaluateError, RuntimeUnavailable
 from trainer.lm import Endpoint, Recorder, openai_messages
@@ -62,6 +63,8 @@ class Local:
     answers: Callable[[str, str], tuple[str, str]]
     """(model, text) to (completion, finish_reason)."""
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    doubted: list[tuple[str, str]] = field(default_factory=list)
+    """(model, what it was shown of question and answer) of each time that it was asked whether it is confident."""
     started: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -71,7 +74,14 @@ class Local:
 
     def lm(self, endpoint: Endpoint, max_tokens: int) -> dspy.LM:
         def complete(request: Request) -> Response:
-            text = _text_of(openai_messages(request)[-1]["content"])
+            told = openai_messages(request)
+            if told[0]["content"].startswith(self_ask.RULE):
+                self.doubted.append((endpoint.model, told[-1]["content"]))
+                usage = Usage(input_tokens=10, output_tokens=1)
+                return Response(
+                    None, endpoint.model, Message("assistant", (TextPart("True"),)), "stop", usage
+                )
+            text = _text_of(told[-1]["content"])
             self.asked[endpoint.model, text] += 1
             completion, finish = self.answers(endpoint.model, text)
             message = Message("assistant", (TextPart(completion),))
@@ -152,11 +162,26 @@ def test_student_answers_calibrate_and_test_and_base_answers_test(here: Run) -> 
     assert summary["systems"]["teacher"] == "teacher-system"
 
 
+def test_the_student_is_asked_whether_it_is_confident_of_its_test_answers(here: Run) -> None:
+    local = Local(right)
+    system = evaluated(here, local)["systems"]["self_ask"]
+
+    assert {model for model, _ in local.doubted} == {"echo:model"}
+    assert len(local.doubted) == len(TEST)
+    assert "t0" in local.doubted[0][1]
+    assert "T0" in local.doubted[0][1]
+    said = here.store.answers(system)
+    assert {example: answer.calls[0]["completion"] for example, answer in said.items()} == dict.fromkeys(
+        TEST, "True"
+    )
+
+
 def test_nothing_is_asked_twice(here: Run) -> None:
     first = evaluated(here, Local(right))
     again = Local(right)
     assert evaluated(here, again) == first
     assert not again.asked
+    assert not again.doubted
     assert not again.started
 
 

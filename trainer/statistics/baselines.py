@@ -16,11 +16,6 @@ from serve.confidence import LocalAnswer, Neighbours
 
 Floats = NDArray[np.float64]
 
-SELF_ASK = (
-    "Decide whether the answer to the question is certainly right. Reply with True or False only.\n\n"
-    "question: {question}\n\nanswer: {answer}\n\nis_confident:"
-)
-
 
 def mean_logprob(answer: LocalAnswer) -> float:
     """Mean token logprob of the whole answer, in nats; −100 without logprobs."""
@@ -43,16 +38,6 @@ def nearest_outcomes(query: str, known: Neighbours, outcomes: Floats, count: int
     distances, rows = known.nearest(query, count)
     weights = 1.01 - distances  # never 0: rows that share nothing still count alike
     return float(np.average(outcomes[rows], weights=weights)) if len(rows) else 0.0
-
-
-def self_ask_messages(query: str, answer: str) -> list[dict[str, str]]:
-    """Messages that ask the local model `question, answer -> is_confident: bool`."""
-    return [{"role": "user", "content": SELF_ASK.format(question=query, answer=answer)}]
-
-
-def self_ask_score(reply: str) -> float:
-    """1 for a reply that begins with true or yes, else 0: no clear yes is no confidence."""
-    return float(reply.strip().lower().startswith(("true", "yes")))
 
 
 def auroc(scores: Sequence[float] | Floats, outcomes: NDArray[np.bool_]) -> float | None:

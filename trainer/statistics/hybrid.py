@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve import self_ask
 from serve.confidence import LocalAnswer, Neighbours
 from serve.neighbours import vector
 from trainer.statistics import baselines
@@ -139,7 +140,7 @@ def compared(
     }
     if replies is not None:
         asked = (replies.get(identity, "") for identity in rows.ids)
-        scores["self_ask"] = _each(baselines.self_ask_score(reply) for reply in asked)
+        scores["self_ask"] = _each(self_ask.score(reply) for reply in asked)
     usable = rows.confidences > 0
     return {name: _compared(np.where(usable, score, -np.inf), rows, risk) for name, score in scores.items()}
 

@@ -72,7 +72,7 @@ def test_self_ask_asks_the_student_itself(tmp_path: Path, said: str, route: str)
     texts = iter(["It is fine.", said])
     local = Model(lambda _, body: JSONResponse(completion(body["model"], next(texts), None, SURE)))
     assert asked(tmp_path, local, PLAIN, strategy="self-ask")["route"] == route
-    assert "It is fine." in local.asked[1]["messages"][1]["content"]
+    assert "It is fine." in local.asked[1]["messages"][0]["content"]
 
 
 def test_shadow_answers_with_the_teacher_and_journals_whether_both_agree(tmp_path: Path) -> None:

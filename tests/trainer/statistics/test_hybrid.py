@@ -96,19 +96,6 @@ def test_nearest_outcomes_follow_similar_queries() -> None:
     assert baselines.nearest_outcomes("x", Neighbours.build([]), np.empty(0)) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("reply", "score"),
-    [("True", 1.0), (" yes.", 1.0), ("False", 0.0), ("I think it is true", 0.0), ("", 0.0)],
-)
-def test_self_ask_takes_a_clear_yes_only(reply: str, score: float) -> None:
-    assert baselines.self_ask_score(reply) == score
-
-
-def test_self_ask_shows_question_and_answer() -> None:
-    (message,) = baselines.self_ask_messages("2 + 2?", "4")
-    assert "question: 2 + 2?" in message["content"] and "answer: 4" in message["content"]
-
-
 def test_simple_scores() -> None:
     def sure(logprobs: list[dict[str, Any]]) -> float:
         return baselines.mean_logprob(LocalAnswer("", logprobs, "stop", 1, "four"))
