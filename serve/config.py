@@ -42,7 +42,9 @@ class Price(_Section):
     """US dollars per million tokens."""
 
     input: Usd
+    """Of what is sent."""
     output: Usd
+    """Of what is answered."""
 
 
 Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
@@ -58,6 +60,7 @@ class TaskRules(_Section):
     stream: Streaming = "held"
     """`held`: no local token goes out before the decision. `optimistic`: at once, with the guarantee `none`."""
     egress: Egress = "allow"
+    """What may leave this machine for the teacher: all, all but what `redact` finds, or nothing."""
     phone_region: Region = "US"
     """Country (ISO 3166, two letters) by which `redact` reads telephone numbers without a +country."""
     bodies: bool = True
@@ -85,9 +88,11 @@ class TeacherRules(_Section):
     """How patiently the teacher is asked."""
 
     connect_s: Seconds = 5.0
+    """For making the connection."""
     read_s: Seconds = 120.0
     """Between two pieces of an answer."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Of a request that failed before anything was answered."""
     backoff_s: Seconds = 0.5
     """Before the first retry, doubled (with jitter) for each further one; a Retry-After goes before."""
     longest_wait_s: Seconds = 10.0
@@ -102,12 +107,15 @@ class LocalRules(_Section):
     """How much the local model is given to do at once."""
 
     concurrency: Annotated[int, Field(ge=1)] = 4
+    """Requests that a host answers at a time."""
     queue: Annotated[int, Field(ge=0)] = 64
     """Requests that wait beyond these; further ones go to the teacher, or get 503 with Retry-After."""
     read_s: Seconds = 120.0
+    """Between two pieces of an answer."""
     hosts: tuple[str, ...] = ()
     """Several servers with the same models (Ollama or OpenAI-compatible), asked in turn; one that fails rests."""
     rest_s: Seconds = 15.0
+    """How long a host that failed is left alone."""
 
 
 class JournalRules(_Section):
@@ -121,9 +129,11 @@ class Limits(_Section):
     """What a client may do."""
 
     body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    """Largest request; a larger one gets 413."""
     header_s: Seconds = 10.0
     """In which a request's head must have come; a body may take 12 times that while at least 1 kB/s comes."""
     idle_s: Seconds = 75.0
+    """How long a connection without a request is kept."""
     keep_alive_s: Seconds = 5.0
     """Between two signs of life on a stream whose answer is not decided yet."""
     hosts: tuple[str, ...] = ()
@@ -134,15 +144,19 @@ class Config(_Section):
     """serve.yaml."""
 
     defaults: TaskRules = TaskRules()
+    """How every task is served ..."""
     tasks: dict[str, TaskOverrides] = {}
+    """... but where a task, by its name, says otherwise; the same values."""
     daily_usd: Usd | None = None
+    """Most that the teacher may cost on one UTC day, over all tasks and keys."""
     prices: dict[str, Price] = {}
-    """By the teacher's name, with or without its provider."""
+    """By the teacher's name, with or without its provider: {input, output} in US dollars per million tokens."""
     teacher: TeacherRules = TeacherRules()
     local: LocalRules = LocalRules()
     journal: JournalRules = JournalRules()
     limits: Limits = Limits()
     log_format: Literal["text", "json"] = "text"
+    """Of the lines on standard error, one a request."""
     otlp_endpoint: str | None = None
     """Where OpenTelemetry spans are sent (OTLP over HTTP); None: nowhere."""
 

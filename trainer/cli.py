@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer import pipeline, task
+from trainer import bundle_cli, keeping_cli, pipeline, study_cli, task, watch_cli
 from trainer.errors import HomestillError
 from trainer.process import QUIET
 from trainer.runs import Home, Run, read_json
@@ -43,7 +43,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the teacher wi
 def _opened(folder: Path, *, force: bool = False, concurrency: int | None = None) -> Iterator[Run]:
     loaded = task.load(folder)
     home = Home.from_environment(os.environ)
-    home.root.mkdir(parents=True, exist_ok=True)
+    home.create()
     store = Store.open(home.database_url)
     try:
         yield pipeline.open_run(loaded, home, store, os.environ, force=force, concurrency=concurrency)
@@ -109,11 +109,17 @@ def run(
         names = pipeline.ORDER[: pipeline.ORDER.index(until) + 1]
         if "train" in names and pipeline.status(here.folder)["capture"] != "done":
             preflight.check(here)
-        done = pipeline.execute(here, map(pipeline.stage, names))
+        done = pipeline.execute(here, map(_stage, names))
         if not done:
             out.print("nothing to do: every stage is up to date", highlight=False)
         if until == pipeline.ORDER[-1]:
             _outcome(here)
+
+
+def _stage(name: str) -> pipeline.Stage:
+    from trainer.gpu import freeing
+
+    return freeing(pipeline.stage(name))
 
 
 def _quote(here: Run) -> None:
@@ -142,7 +148,7 @@ def _stage_command(name: str, text: str) -> None:
     def command(folder: TaskArgument = Path(), force: Force = False, concurrency: Concurrency = None) -> None:
         with _opened(folder, force=force, concurrency=concurrency) as here:
             pipeline.require(here, name)
-            if not pipeline.execute(here, [pipeline.stage(name)]):
+            if not pipeline.execute(here, [_stage(name)]):
                 out.print(f"{name}: nothing to do", highlight=False)
 
     command.__doc__ = text
@@ -176,20 +182,35 @@ def harvest(folder: TaskArgument = Path()) -> None:
         out.print(f"\nnext: homestill run {folder}", highlight=False)
 
 
+app.command(name="watch", epilog="Examples: homestill watch tasks · homestill watch tasks --once")(
+    watch_cli.command
+)
+app.add_typer(study_cli.app)
+bundle_cli.add_to(app)
+keeping_cli.add_to(app)
+
+
 @app.command(epilog="Example: homestill status")
 def status() -> None:
     """Show every task's runs, stages and current release."""
     home = Home.from_environment(os.environ)
     folders = sorted(home.runs("").glob("*/*/task.json"), key=lambda file: file.stat().st_mtime)
-    table = Table("task", "run", *pipeline.ORDER, "current release")
-    marks = {"done": "[green]done[/]", "interrupted": "[yellow]part[/]", "open": "[dim]-[/]"}
+    table = Table("task", "run", "stages", "current release")
     for file in folders:
         name = read_json(file)["settings"]["name"]
         current = home.releases(name) / "current"
         version = current.read_text(encoding="utf-8").strip() if current.is_file() else "none"
-        states = pipeline.status(file.parent)
-        table.add_row(name, file.parent.name, *(marks[state] for state in states.values()), version)
+        table.add_row(name, file.parent.name, _progress(pipeline.status(file.parent)), version)
     out.print(table if folders else f"no runs below {home.root}; start with: homestill init my-task")
+
+
+def _progress(states: dict[str, str]) -> str:
+    """How far a run is: its first stage that is not done, and whether that was begun."""
+    for number, (name, state) in enumerate(states.items()):
+        if state != "done":
+            begun = "[yellow]interrupted in[/]" if state == "interrupted" else "next is"
+            return f"{number} of {len(states)}, {begun} {name}"
+    return f"[green]all {len(states)} done[/]"
 
 
 @app.command(
@@ -221,12 +242,31 @@ def serve(context: typer.Context) -> None:
     raise typer.Exit(serve_main(context.args))
 
 
-@app.command(epilog="Example: homestill doctor")
-def doctor() -> None:
+@app.command(epilog="Examples: homestill doctor · homestill doctor my-task · homestill doctor --offline")
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="TASK", help="Also estimate what training this task takes.")
+    ] = None,
+    unload: Annotated[
+        bool, typer.Option("--unload", help="Let Ollama give the card's memory back first.")
+    ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Would a day without a network work, and does anything call out?"),
+    ] = False,
+) -> None:
     """Say what this machine has, what is missing, and what to do about it."""
-    from trainer.doctor import examine
+    from trainer import offline_check
+    from trainer.doctor import examine, examine_task, unload_models
 
-    findings = examine(Home.from_environment(os.environ), os.environ)
+    if unload:
+        for model in unload_models(os.environ):
+            out.print(f"unloaded {model.name}, {model.vram / 1e9:.1f} GB", highlight=False)
+    home = Home.from_environment(os.environ)
+    findings = (offline_check.examine if offline else examine)(home, os.environ)
+    if folder:
+        with _opened(folder) as here:
+            findings += examine_task(here)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
     table = Table("", "state", "")
     for finding in findings:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.tasks import write_task
 from trainer.pipeline import ORDER
+from trainer.runs import write_json
 
 
 def homestill(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,3 +94,22 @@ def test_status_of_an_empty_home() -> None:
     done = homestill("status")
     assert done.returncode == 0
     assert "homestill init" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ({}, "0 of 8, next is capture"),
+        ({"capture": True, "curate": False}, "1 of 8, interrupted in curate"),
+        (dict.fromkeys(ORDER, True), "all 8 done"),
+    ],
+)
+def test_status_says_how_far_a_run_is(tmp_path: Path, records: dict[str, bool], said: str) -> None:
+    run = tmp_path / "home" / "runs" / "words" / "0123456789ab"
+    write_json(run / "task.json", {"settings": {"name": "words"}})
+    for stage, finished in records.items():
+        write_json(run / stage / "stage.json", {"done": finished})
+
+    done = homestill("status", HOMESTILL_HOME=str(tmp_path / "home"))
+
+    assert said in done.stdout
