@@ -10,6 +10,8 @@ import pytest
 
 from trainer.process import OFFLINE, QUIET
 
+os.environ.setdefault("GOMP_SPINCOUNT", QUIET["GOMP_SPINCOUNT"])  # read once, when a test first imports torch
+
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

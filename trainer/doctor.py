@@ -89,9 +89,10 @@ def examine(home: Home, environment: Mapping[str, str], probes: Probes | None = 
 
 def examine_task(run: Run) -> list[Finding]:
     """What training this task will take here."""
-    from trainer import estimate
+    from trainer import child, estimate, prepare
 
     try:
+        prepare.choose(run, child.environment(run.environment))
         found = estimate.of(run)
     except HomestillError as error:
         return [Finding("training", "missing", str(error))]

@@ -47,7 +47,8 @@ def run_name(task: Task) -> str:
     settings = task.settings.model_dump(mode="json")
     for operational in ("api_base", "concurrency", "timeout_s", "retries", "budget_usd"):
         settings["teacher"].pop(operational)  # how to reach and pace the teacher changes no outcome
-    settings.pop("retrain")  # nor does when it is run
+    settings["student"]["train"].pop("processes")  # nor on how many processes it is trained
+    settings.pop("retrain")  # nor when it is run
     return sha256_json([settings, task.code_sha256, task.data_sha256])[:12]
 
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from trainer import estimate
+from trainer import child, estimate, prepare
 from trainer.conversion import adapter as adapters
-from trainer.conversion import families
 from trainer.errors import ExportError, HomestillError, PreflightError
 from trainer.export import SCRIPT, converter
 from trainer.runs import Run
 from trainer.runtimes.choice import describe
 from trainer.splits import MIN_SEALED, assigned
-from trainer.template import Template
-from trainer.training import base
 
 
 def check(run: Run) -> None:
-    """Find the base (downloaded if need be) and its template, the converter and the local runtime.
+    """Find the base (downloaded if need be), what its method needs, the converter and the local runtime.
 
     Raises:
         PreflightError: with everything that is missing; nothing has been spent.
     """
     faults: list[str] = []
     try:
-        _freeze(run)
+        prepare.choose(run, child.environment(run.environment))
         faults += _too_large(run)
     except HomestillError as error:
         faults += str(error).splitlines()
@@ -66,12 +63,3 @@ def _too_large(run: Run) -> list[str]:
         f"{found.machine.name} has {found.machine.memory / 1e9:.0f}; use a smaller base, lora or qlora, "
         "or go on with --force"
     ]
-
-
-def _freeze(run: Run) -> None:
-    """Architecture and template decide whether a base can be served as it is trained; no weights are needed."""
-    from transformers import AutoTokenizer
-
-    folder = base.resolve(run)
-    families.check(folder, run.task.settings.student.context)
-    Template.freeze(AutoTokenizer.from_pretrained(folder, local_files_only=True))
