@@ -18,21 +18,21 @@ import dspy
 import numpy as np
 
 from serve import self_ask
+from serve.runtime.embedded import Endpoint
 from trainer import program as programs
 from trainer.data import Example
 from trainer.errors import EvaluateError
-from trainer.lm import Endpoint, local_lm, session
+from trainer.lm import local_lm
 from trainer.program import Program
 from trainer.progress import progress
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
 from trainer.runtimes.choice import runtime
-from trainer.runtimes.local import Registration
+from trainer.runtimes.local import Chat, Registration
 from trainer.statistics.scores import Interval, mean_interval, ratio_interval
 from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.traces import Answer, Store
 
 Ask = Callable[[Example], Answer]
-AskLM = Callable[[Example, dspy.LM], Answer]
 MakeLM = Callable[[Endpoint, int], dspy.LM]
 
 VERSION = 1
@@ -89,38 +89,51 @@ class _Local:
     program: Program
     source: Serving
     make_lm: MakeLM
+    chat: Chat
 
-    def answers(self, role: str, examples: Sequence[Example], ask: AskLM | None = None) -> dict[str, Answer]:
-        """What a system answers, from the store as far as it goes; by default the program is asked."""
-        store, system = self.run.store, _identity(self.run, role)
-        found = store.answers(system)
-        if all(example.id in found for example in examples):
-            return found
+    def answers(self, role: str, examples: Sequence[Example]) -> dict[str, Answer]:
+        """What the program answers on a system, from the store as far as it goes."""
+        system = _identity(self.run, role)
 
-        def answer(example: Example, lm: dspy.LM) -> Answer:
-            return programs.answer(self.program, example, lm, role, system)
-
-        with self.source.serving(_registration(self.run, role)) as endpoint:
+        def asking(endpoint: Endpoint) -> Ask:
             lm = self.make_lm(endpoint, self.run.task.settings.student.max_tokens)
-            answer_all(store, system, role, examples, lambda example: (ask or answer)(example, lm))
-        return store.answers(system)
+            return lambda example: programs.answer(self.program, example, lm, role, system)
+
+        return self._stored(role, examples, asking)
 
     def doubts(self, examples: Sequence[Example], answers: Sequence[Answer]) -> str:
         """Ask the student whether it is confident of its own answers; returns the identity of what it said."""
         system = _identity(self.run, SELF_ASK)
         given = {answer.example: answer for answer in answers}
 
-        def ask(example: Example, lm: dspy.LM) -> Answer:
-            own = given[example.id]
-            with session(example.id, {}) as opened:
-                for call in own.calls[-1:]:
-                    prompt = self_ask.prompt(call["messages"][-1]["content"], call["completion"])
-                    lm(prompt, max_tokens=self_ask.MAX_TOKENS)
-            calls = opened.calls or [{"predictor": SELF_ASK, "completion": ""}]  # it gave no answer to doubt
-            return replace(own, system=system, role=SELF_ASK, outputs={}, score=0.0, error=None, calls=calls)
+        def asking(endpoint: Endpoint) -> Ask:
+            def ask(example: Example) -> Answer:
+                own = given[example.id]
+                said = [self._doubt(call, endpoint) for call in own.calls[-1:]] or [""]
+                calls = [{"predictor": SELF_ASK, "completion": said[0]}]
+                return replace(
+                    own, system=system, role=SELF_ASK, outputs={}, score=0.0, error=None, calls=calls
+                )
 
-        self.answers(SELF_ASK, examples, ask)
+            return ask
+
+        self._stored(SELF_ASK, examples, asking)
         return system
+
+    def _doubt(self, call: Mapping[str, Any], endpoint: Endpoint) -> str:
+        prompt = self_ask.prompt(call["messages"][-1]["content"], call["completion"])
+        return self.chat.ask(endpoint, [{"role": "user", "content": prompt}], self_ask.MAX_TOKENS).text
+
+    def _stored(
+        self, role: str, examples: Sequence[Example], asking: Callable[[Endpoint], Ask]
+    ) -> dict[str, Answer]:
+        store, system = self.run.store, _identity(self.run, role)
+        found = store.answers(system)
+        if all(example.id in found for example in examples):
+            return found
+        with self.source.serving(_registration(self.run, role)) as endpoint:
+            answer_all(store, system, role, examples, asking(endpoint))
+        return store.answers(system)
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -134,12 +147,15 @@ def inputs(run: Run) -> dict[str, Any]:
     }
 
 
-def run(run: Run, *, serving: Serving | None = None, make_lm: MakeLM = local_lm) -> None:
+def run(
+    run: Run, *, serving: Serving | None = None, make_lm: MakeLM = local_lm, chat: Chat | None = None
+) -> None:
     """Put calibrate and test to the student, test to the base, and write evaluate/summary.json.
 
     Args:
         serving: starts the registered models; by default the runtime that the run is set to.
         make_lm: makes the DSPy model for an endpoint and a limit of answer tokens.
+        chat: asks the student about its answers.
 
     Raises:
         EvaluateError: capture holds no teacher's answer for an example.
@@ -147,7 +163,7 @@ def run(run: Run, *, serving: Serving | None = None, make_lm: MakeLM = local_lm)
     """
     judge = teacher_lm(run, _captured(run)["program"], "judge", open_ledger(run))
     program = programs.load(run.task, run.stage("capture") / "program.json", judge)
-    local = _Local(run, program, serving or runtime(run), make_lm)
+    local = _Local(run, program, serving or runtime(run), make_lm, chat or Chat())
     test, calibrate = _split(run, "test"), _split(run, "calibrate")
     if not test:
         raise EvaluateError("the test split is empty; add examples, or enlarge curate.split.test")

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import httpx
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
-from serve import self_ask
+from serve.runtime.embedded import Endpoint
 from trainer import evaluate, task
 from trainer.errors import EvaluateError, RuntimeUnavailable
-from trainer.lm import Endpoint, Recorder, openai_messages
+from trainer.lm import Recorder, openai_messages
 from trainer.runs import Home, Run, read_json, write_json, write_jsonl
-from trainer.runtimes.local import Registration
+from trainer.runtimes.local import Chat, Registration
 from trainer.traces import Answer, Store
 
 PROGRAM = """
@@ -48,14 +49,6 @@ TEST = [f"t{number}" for number in range(6)]
 CALIBRATE = [f"c{number}" for number in range(4)]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a model is said to answer."""
-
-    base_url: str
-    model: str
-
-
 @dataclass
 class Local:
     """Models that answer what they are told to, and keep count."""
@@ -70,17 +63,11 @@ class Local:
     @contextmanager
     def serving(self, registration: Registration) -> Iterator[Endpoint]:
         self.started.append(registration.name)
-        yield Place("http://127.0.0.1:9/v1", registration.name)
+        yield Endpoint("http://127.0.0.1:9/v1", registration.name)
 
     def lm(self, endpoint: Endpoint, max_tokens: int) -> dspy.LM:
         def complete(request: Request) -> Response:
             told = openai_messages(request)
-            if told[0]["content"].startswith(self_ask.RULE):
-                self.doubted.append((endpoint.model, told[-1]["content"]))
-                usage = Usage(input_tokens=10, output_tokens=1)
-                return Response(
-                    None, endpoint.model, Message("assistant", (TextPart("True"),)), "stop", usage
-                )
             text = _text_of(told[-1]["content"])
             self.asked[endpoint.model, text] += 1
             completion, finish = self.answers(endpoint.model, text)
@@ -91,6 +78,12 @@ class Local:
         # the recorder takes anything that answers a request
         engine = Recorder(complete)
         return dspy.LM("openai/none", engine=engine, cache=False, num_retries=0, max_tokens=max_tokens)
+
+    def doubt(self, request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        self.doubted.append((asked["model"], asked["messages"][0]["content"]))
+        choice = {"message": {"role": "assistant", "content": "True"}, "finish_reason": "stop"}
+        return httpx.Response(200, json={"choices": [choice]})
 
 
 def _text_of(content: str) -> str:
@@ -143,7 +136,7 @@ def _state() -> dict[str, Any]:
 
 
 def evaluated(run: Run, local: Local) -> dict[str, Any]:
-    evaluate.run(run, serving=local, make_lm=local.lm)
+    evaluate.run(run, serving=local, make_lm=local.lm, chat=Chat(transport=httpx.MockTransport(local.doubt)))
     summary: dict[str, Any] = read_json(run.stage("evaluate") / "summary.json")
     return summary
 
