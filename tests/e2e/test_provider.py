@@ -53,6 +53,26 @@ class Sort(dspy.Signature):  # type: ignore[misc]
     category: Literal["billing", "login", "delivery", "outage", "feature", "returns"] = dspy.OutputField()
 
 
+class Judge(dspy.Signature):  # type: ignore[misc]
+    """Say how urgent a support ticket is."""
+
+    text: str = dspy.InputField()
+    priority: Literal["low", "normal", "urgent"] = dspy.OutputField()
+
+
+class Both(dspy.Module):  # type: ignore[misc]
+    """Two predictors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort, self.judge = dspy.Predict(Sort), dspy.Predict(Judge)
+
+    def forward(self, text: str) -> Any:
+        return dspy.Prediction(
+            category=self.sort(text=text).category, priority=self.judge(text=text).priority
+        )
+
+
 def right(example: Any, prediction: Any, trace: Any = None) -> bool:
     return bool(prediction.category == example.category)
 
@@ -161,6 +181,23 @@ def test_bootstrap_finetune_learns(box: Box, tuned: Any, record_property: Record
 
 def test_what_the_metric_refused_was_not_learned(box: Box, tuned: Any) -> None:
     assert 160 <= len(box.learned(tuned)) < 192  # the stand-in teacher is wrong now and then
+
+
+def test_one_model_a_predictor_where_dspy_is_told_so(box: Box) -> None:
+    if box.runtime != "embedded":
+        pytest.skip("once is enough: the rows decide what is trained, not the runtime")
+    student, teacher = Both(), Both()
+    student.set_lm(box.provider.lm())
+    teacher.set_lm(box.teacher)
+    optimizer = dspy.BootstrapFinetune(metric=right, multitask=False, train_kwargs={"epochs": 1})
+
+    both = optimizer.compile(student, trainset=examples(slice(0, 16)), teacher=teacher)
+
+    assert both.sort.lm.model != both.judge.lm.model
+    for predictor, field in ((both.sort, "category"), (both.judge, "priority")):
+        answers = [row["messages"][-1]["content"] for row in box.learned(predictor)]
+        assert answers
+        assert all(f"[[ ## {field} ## ]]" in answer for answer in answers)
 
 
 @pytest.mark.parametrize("strategy", ["p -> w -> p", "w -> p"])

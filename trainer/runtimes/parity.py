@@ -7,8 +7,10 @@ server, judged by the task's metric.
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +76,10 @@ class Vocabulary:
         import llama_cpp
 
         try:
-            self._llama = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
+            with redirect_stderr(
+                io.StringIO()
+            ):  # it warns that a file without weights knows no context length
+                self._llama = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
         except (ValueError, RuntimeError) as error:
             raise RegisterError(f"{gguf} cannot be loaded ({error}); export the model again") from error
         self.jinja: str | None = self._llama.metadata.get("tokenizer.chat_template")
