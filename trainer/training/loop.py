@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from trainer import child
 from trainer.runs import read_json, read_jsonl, write_json
@@ -208,6 +209,14 @@ def main() -> None:
         sys.exit(OUT_OF_MEMORY)
     if done:
         write_json(work / "result.json", done)
+    _leave()
+
+
+def _leave() -> None:
+    """End together with the other processes: one that just exits may abort in gloo's threads, after all its work."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
