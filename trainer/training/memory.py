@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+from pathlib import Path
 
 import torch
 
@@ -18,7 +18,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def peak_bytes(cuda: bool) -> int:
-    """The most memory that this process has held: the GPU's where there is one."""
+    """The most memory that this process has held: the GPU's where there is one.
+
+    Not `ru_maxrss`, which begins with what the process held that this one was started from.
+    """
     if cuda:
         return int(torch.cuda.max_memory_reserved())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) * 1024
