@@ -191,8 +191,8 @@ def activations(shape: Shape, student: StudentSettings, work: Work, *, cuda: boo
     A layer keeps per token: the inputs and results of both norms and residuals (8 hidden), queries twice
     and attention's result (3 hidden), keys and values plain, rotated and repeated for every head (2 hidden,
     3 keys), gate, up, activation and product (4 intermediate); an adapter's dropout keeps its input and
-    mask for every layer. On a CPU in 32 bits, with the attention weights; on CUDA in 16 bits, where layers
-    are computed again and only their inputs and one layer's values are held. The head makes logits of
+    mask for every layer. On a CPU in 32 bits, with the attention weights where they are not fused away; on
+    CUDA in 16 bits, where layers are computed again and only their inputs and one layer's values are held. The head makes logits of
     learned tokens, and their gradients and logarithms beside them.
     """
     h, wide, kv = shape.hidden, shape.intermediate, shape.kv_width
@@ -202,7 +202,7 @@ def activations(shape: Shape, student: StudentSettings, work: Work, *, cuda: boo
     head = 3 * 4 * work.learned * shape.vocabulary
     if cuda:
         return int(2 * work.longest * (shape.layers * h + 2 * layer) + head)
-    attention = 3 * shape.heads * work.longest
+    attention = 0 if shape.fused else 3 * shape.heads * work.longest
     return int(4 * shape.layers * work.longest * (layer + attention) + head)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from trainer.conversion import families
 from trainer.template import IGNORED
 
 POOL = 16
@@ -151,14 +152,11 @@ def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
 def split_step(step: int, batch: int, longest: int, config: Any) -> int:
     """Rows that pass through the model at once on a CPU: all of a step where their activations fit.
 
-    Larger passes share the common prefix among more rows. The estimate counts 30 hidden-sized values and
-    three attention weights a head for every token and layer.
+    Larger passes share the common prefix among more rows. The estimate counts 30 hidden-sized values for every
+    token and layer and, where attention is not fused, three weights a head for every pair of tokens.
     """
-    row = (
-        4
-        * config.num_hidden_layers
-        * longest
-        * (30 * config.hidden_size + 3 * config.num_attention_heads * longest)
-    )
+    fused = families.attention(config.model_type) == "sdpa"
+    pairs = 0 if fused else 3 * config.num_attention_heads * longest
+    row = 4 * config.num_hidden_layers * longest * (30 * config.hidden_size + pairs)
     sizes = [size for size in range(step, batch, -1) if step % size == 0 and size * row <= CPU_ACTIVATIONS]
     return sizes[0] if sizes else batch

@@ -121,7 +121,7 @@ def load_model(spec: dict[str, Any], cuda: bool) -> tuple[Any, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(
         spec["base"],
         dtype=torch.bfloat16 if cuda and spec["method"] != "full" else torch.float32,
-        attn_implementation=families.attention(model_type) if cuda else "eager",
+        attn_implementation=families.attention(model_type),
         local_files_only=True,
         **(_four_bits() if spec["method"] == "qlora" else {}),
     )

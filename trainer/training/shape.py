@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.conversion import families
 from trainer.errors import TrainError
 from trainer.runs import read_json
 from trainer.training import base as bases
@@ -38,6 +39,8 @@ class Shape:
     """Width of the keys, which equals that of the values."""
     vocabulary: int
     weight_bytes: int
+    fused: bool = True
+    """Attention is computed without keeping every pair's weight."""
 
     @classmethod
     def read(cls, folder: Path) -> Shape:
@@ -65,6 +68,7 @@ class Shape:
             kv_width=width * int(config.get("num_key_value_heads") or heads),
             vocabulary=_value(folder, config, "vocabulary"),
             weight_bytes=bases.weight_bytes(folder),
+            fused=families.attention(str(config.get("model_type"))) == "sdpa",
         )
 
     @property

@@ -91,6 +91,7 @@ def test_a_batch_is_padded_on_the_right_and_like_rows_stand_together() -> None:
 
 
 class Config:
+    model_type = "llama"
     num_hidden_layers, hidden_size, num_attention_heads = 4, 192, 6
 
 
