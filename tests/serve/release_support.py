@@ -25,13 +25,22 @@ def write_release(
     task_yaml: str = "name: tickets\nteacher:\n  price_per_1m: {input: 2.0, output: 10.0}\n",
     current: bool = True,
     gguf: bytes = b"not a model, but its hash is right",
+    lora: bytes | None = None,
 ) -> str:
-    """Write a release whose confidence is about the probability of the label's tokens; its version."""
-    digest = hashlib.sha256(gguf).hexdigest()
+    """Write a release whose confidence is about the probability of the label's tokens; its version.
+
+    Args:
+        gguf: the model, or where there is `lora` the base that this is put on.
+    """
+    models = {"model.gguf": gguf} if lora is None else {"adapter.gguf": lora, "base.gguf": gguf}
+    digest, *base = [hashlib.sha256(data).hexdigest() for data in models.values()]
+    routed = _router(digest, runtime, task) | (router or {})
+    if base:
+        routed["binds"]["base"] = base[0]
     contents = {
-        "model.gguf": gguf,
+        **models,
         "task.yaml": task_yaml.encode(),
-        "router.json": json.dumps(_router(digest, runtime, task) | (router or {})).encode(),
+        "router.json": json.dumps(routed).encode(),
     }
     files = {name: f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in contents.items()}
     version = f"{stamp}-{content_hash(files)}"
@@ -39,7 +48,10 @@ def write_release(
     folder.mkdir(parents=True)
     for name, data in contents.items():
         (folder / name).write_bytes(data)
-    (folder / "manifest.json").write_text(json.dumps(_manifest(task, version, digest, files, router or {})))
+    manifest = _manifest(task, version, digest, files, router or {})
+    if base:
+        manifest["model"] |= {"file": "adapter.gguf", "base": "base.gguf"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     if current:
         point(releases, version, task)
     return version
