@@ -158,7 +158,8 @@ class Tasks:
         before = self._served.pop(name, None)
         if served:
             self._served[name] = served
-            logger.warning("task %s: release %s is in use", name, served.release.version)
+            how = "in use" if served.local else "known, but its local model does not answer"
+            logger.warning("task %s: release %s is %s", name, served.release.version, how)
         if before and before.local:
             retiring = asyncio.create_task(before.local.retire())
             self._retiring.add(retiring)
