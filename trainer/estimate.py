@@ -18,7 +18,7 @@ from trainer.settings import StudentSettings
 from trainer.splits import assigned
 from trainer.template import IGNORED
 from trainer.training import base as bases
-from trainer.training.shape import Shape
+from trainer.training.shape import Shape, targeted
 
 EXPORTING = 4
 """Times the 16-bit weights that export takes: both models in 16 bits while they are made, then quantised."""
@@ -30,8 +30,6 @@ FOUR_BITS = 0.52
 """Bytes a weight of nf4 with doubly quantised scales (arXiv 2305.14314)."""
 CHARACTERS = 3.5
 """Of a token, where the text has not been tokenized yet."""
-GROUPS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward")}
-"""As in trainer.training.methods, which loads what this module must not."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def trainable(shape: Shape, student: StudentSettings) -> int:
         return shape.parameters
     if student.method == "prompt":
         return recipe.prompt_tokens * shape.hidden
-    adapted = [size for path, size in shape.matrices.items() if _targeted(path, recipe.target_modules)]
+    adapted = [size for path, size in shape.matrices.items() if targeted(path, recipe.target_modules)]
     return sum(recipe.rank * (rows + columns) + recipe.dora * rows for rows, columns in adapted)
 
 
@@ -295,14 +293,6 @@ def _seconds(shape: Shape, student: StudentSettings, work: Work, machine: Machin
     head = 2 * shape.vocabulary * shape.hidden * min(work.rows * work.learned, work.tokens)
     once = tokens * (2 * shape.linear + attention) + head
     return student.train.epochs * passes * once / (EFFICIENCY[machine.kind] * machine.flops)
-
-
-def _targeted(path: str, wanted: str | list[str]) -> bool:
-    if wanted == "all-linear":
-        return True
-    if isinstance(wanted, str):
-        return any(part in path for part in GROUPS[wanted])
-    return any(f".{path}".endswith(f".{name}") for name in wanted)
 
 
 def _text(messages: list[dict[str, str]]) -> str:

@@ -8,25 +8,23 @@ asserted on the finished file. The base is converted once for all tasks and kept
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import child, process
+from trainer import child
 from trainer.conversion import adapter as adapters
-from trainer.conversion.check import faults
 from trainer.errors import ExportError
-from trainer.progress import Advance, progress
-from trainer.runs import Run, sha256_file, sha256_json, write_json
+from trainer.gguf_files import PACKAGES, Maker, cached_base
+from trainer.progress import progress
+from trainer.runs import Run, sha256_file, write_json
 from trainer.settings import StudentSettings
 from trainer.template import Template
 from trainer.training import base as bases
 
 SCRIPT = "convert_hf_to_gguf.py"
-PACKAGES = ("llama-cpp-python", "gguf", "transformers")
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -61,26 +59,21 @@ def run(run: Run) -> None:
     llama_cpp = converter(run.environment, SCRIPT, *([adapters.SCRIPT] if apart else []))
     if apart:
         _check_adapter(run.folder / "train" / "adapter")
-    cached = run.home.cache / "base-gguf" / f"{_base_key(base, student.quantize, plain)}.gguf"
+    cached = cached_base(run.home.cache, base, student.quantize, plain)
     made = 0 if apart and cached.exists() else 4 * bases.weight_bytes(base)
     run.need_disk(made + 50_000_000, "export")
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     with progress("exporting", 3 if apart else 4) as advance:
-        maker = _Maker(
+        maker = Maker(
             llama_cpp=llama_cpp,
             kind=student.quantize,
             work=work,
             environment=child.environment(run.environment),
             advance=advance,
         )
-        if cached.exists():
-            advance(2, "the base is in the cache")
-        else:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            maker.make(_staged(base, work / "base", plain), cached, plain)
-        _link(cached, folder / "base.gguf")
+        maker.make_base(base, folder / "base.gguf", plain, cached)
         if apart:
             maker.make_adapter(run.folder / "train" / "adapter", base, folder)
         else:
@@ -144,95 +137,3 @@ def converter(environment: Mapping[str, str], *scripts: str) -> Path:
             "or set HOMESTILL_LLAMA_CPP to the folder that holds it"
         )
     return folder
-
-
-class _Maker:
-    """Converts to f16, quantises, checks, and puts the file in place in one step."""
-
-    def __init__(
-        self,
-        *,
-        llama_cpp: Path,
-        kind: str,
-        work: Path,
-        environment: dict[str, str],
-        advance: Advance,
-    ) -> None:
-        self._llama_cpp = llama_cpp
-        self._kind = kind
-        self._work = work
-        self._environment = environment
-        self._advance = advance
-
-    def make(self, model: Path, out: Path, template: Template) -> None:
-        """Make `out` from a folder in the Hugging Face layout, whose chat template is to be `template`.
-
-        Raises:
-            ExportError: a step failed, or the file lacks something.
-        """
-        seconds = 600 + bases.weight_bytes(model) / 2_000_000  # a slow disk at 2 MB/s
-        half = self._work / "f16.gguf"
-        self._run("trainer.conversion.convert", self._llama_cpp, model, half, timeout=seconds)
-        self._advance(1, "converted")
-        made = half
-        if self._kind != "f16":
-            made = self._work / f"{self._kind}.gguf"
-            self._run("trainer.conversion.quantise", half, made, self._kind, timeout=seconds)
-            half.unlink()
-        found = faults(made, model, template)
-        if found:
-            raise ExportError(
-                f"the GGUF made of {model} cannot be served: {'; '.join(found)}; use another base"
-            )
-        self._advance(1, f"quantised to {self._kind}")
-        os.replace(made, out)
-
-    def make_adapter(self, adapter: Path, base: Path, folder: Path) -> None:
-        """Make `folder`/adapter.gguf of PEFT's adapter, for the base.gguf beside it.
-
-        Raises:
-            ExportError: the conversion failed, or the file does not fit the base.
-        """
-        staged = adapters.stage(adapter, self._work / "adapter")
-        out = self._work / "adapter.gguf"
-        self._run("trainer.conversion.adapter", self._llama_cpp, base, staged, out, timeout=600)
-        found = adapters.faults(out, adapter, folder / "base.gguf")
-        if found:
-            raise ExportError(
-                f"the GGUF made of {adapter} cannot be served: {'; '.join(found)}; set student.deliver to merged"
-            )
-        self._advance(1, "the adapter converted")
-        os.replace(out, folder / "adapter.gguf")
-
-    def _run(self, module: str, *args: str | Path, timeout: float) -> None:
-        log = self._work.parent / "export.log"
-        words = process.module(module, *args)
-        code = child.run(words, folder=self._work, log=log, environment=self._environment, timeout=timeout)
-        if code:
-            raise ExportError(
-                f"{module} ended with code {code}: {child.last_line(log)}; the log is {log}; "
-                "check that llama.cpp supports the base's architecture and tokenizer"
-            )
-
-
-def _base_key(base: Path, kind: str, template: Template) -> str:
-    return sha256_json([bases.sha256(base), kind, template.sha256, bases.versions(*PACKAGES)])[:16]
-
-
-def _staged(base: Path, folder: Path, template: Template) -> Path:
-    """The base with the frozen template; its weights are linked, not copied."""
-    folder.mkdir()
-    for pattern in (bases.WEIGHTS, "*.safetensors.index.json"):
-        for file in base.glob(pattern):
-            (folder / file.name).symlink_to(file.resolve())
-    shutil.copyfile(base / "config.json", folder / "config.json")
-    bases.complete(folder, base, template)
-    return folder
-
-
-def _link(source: Path, place: Path) -> None:
-    place.unlink(missing_ok=True)
-    try:
-        os.link(source, place)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, place)

@@ -6,16 +6,15 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import httpx
 
 from trainer import process
-from trainer.errors import PreflightError
+from trainer.errors import PreflightError, RuntimeUnavailable
 from trainer.pipeline import Stage
 from trainer.runs import Run
 from trainer.runtimes.choice import OLLAMA_HOST, choice
-from trainer.runtimes.ollama import host_url
+from trainer.runtimes.ollama import Loaded, Ollama
 
 UNLOAD_S = 60.0
 CHECK_S = 180.0
@@ -48,33 +47,29 @@ def unload(environment: Mapping[str, str], transport: httpx.BaseTransport | None
     """
     if choice(environment) != "ollama":
         return []
-    url = host_url(environment.get("OLLAMA_HOST") or OLLAMA_HOST)
+    server = Ollama(
+        environment.get("OLLAMA_HOST") or OLLAMA_HOST, transport=transport, create_timeout=UNLOAD_S
+    )
     try:
-        with httpx.Client(base_url=url, transport=transport, timeout=UNLOAD_S) as http:
-            loaded = http.get("/api/ps").raise_for_status().json()["models"]
-            names = [str(model["name"]) for model in loaded]
-            for name in names:
-                body = {"model": name, "messages": [], "keep_alive": 0, "stream": False}
-                http.post("/api/chat", json=body).raise_for_status()
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        log.warning("Ollama at %s could not be asked to free the GPU (%s)", url, error)
+        loaded = server.loaded()
+        for model in loaded:
+            server.unload(model.name)
+    except RuntimeUnavailable as error:
+        log.warning("Ollama could not be asked to free the GPU: %s", error)
         return []
     if required(environment):
         _say_where(loaded)
-    return names
+    return [model.name for model in loaded]
 
 
-def _say_where(loaded: list[dict[str, Any]]) -> None:
+def _say_where(loaded: list[Loaded]) -> None:
     """Loudly, for each model that is not wholly on the GPU."""
     for model in loaded:
-        size, on_gpu = model.get("size", 0), model.get("size_vram", 0)
-        if on_gpu < size:
+        if model.vram < model.size:
             log.warning(
                 "ATTENTION: Ollama runs %s on the CPU, in whole or in part (%d of %d bytes on the GPU); "
                 "give its container the GPU, or train a smaller model",
-                model["name"],
-                on_gpu,
-                size,
+                *(model.name, model.vram, model.size),
             )
 
 

@@ -82,7 +82,7 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
     local = local or runtime(run)
     folder = run.stage("register")
     (folder / "registration.json").unlink(missing_ok=True)
-    student, base = _models(run)
+    student, base = local_models(run)
     registered = local.register(student)
     registered_base = local.register(base)
     parity = Parity()
@@ -100,7 +100,7 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
     logger.info("registered %s, %.3f of its answers as trained", registered.name, parity.answers_equal)
 
 
-def _models(run: Run) -> tuple[LocalModel, LocalModel]:
+def local_models(run: Run) -> tuple[LocalModel, LocalModel]:
     folder, settings = run.stage("export"), run.task.settings
     exported = read_json(folder / "summary.json")
     own_template = Template.from_json(exported["template"])

@@ -149,9 +149,13 @@ def test_what_docker_was_told_to_kill_comes_back_with_the_next_up(
     """The engine takes `docker kill` for a person's wish, and does not restart."""
     for service in SERVICES:
         box.compose("kill", service)
+    assert [box.state(service)["State"]["Running"] for service in SERVICES] == [False] * len(SERVICES)
+
     box.compose("up", "-d", "--no-build")
+
     wait_for("the endpoint", lambda: healthy(box.url), 60)
     wait_for("a local answer", lambda: box.ask(key, texts[0])["homestill"]["route"] == "local", 120)
+    assert [box.state(service)["State"]["Running"] for service in SERVICES] == [True] * len(SERVICES)
 
 
 def test_no_secret_is_in_logs_or_settings_of_a_container(box: Box, key: str) -> None:

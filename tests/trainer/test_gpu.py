@@ -33,7 +33,8 @@ class TestUnload:
                 ]
                 return httpx.Response(200, json={"models": both})
             asked.append(json.loads(request.content))
-            return httpx.Response(200, json={"done_reason": "unload"})
+            said = {"role": "assistant", "content": ""}
+            return httpx.Response(200, json={"message": said, "done": True, "done_reason": "unload"})
 
         assert gpu.unload(ON_A_GPU, httpx.MockTransport(answer)) == ["a:1", "b:1"]
         assert [(each["model"], each["keep_alive"], each["messages"]) for each in asked] == [

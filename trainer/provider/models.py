@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
 import httpx
-import ollama
 
-from trainer.errors import RuntimeUnavailable
 from trainer.provider.gateway import Find, Gateway
 from trainer.runtimes.choice import EmbeddedRuntime
-from trainer.runtimes.local import UNPOOLED, Runtime
+from trainer.runtimes.local import Runtime
 from trainer.runtimes.ollama import Ollama
 
 KeepAlive = str | float
-LOAD_TIMEOUT_S = 1800.0
 
 
 class Models(Protocol):
@@ -60,8 +55,6 @@ class OllamaModels:
     def __init__(self, host: str, transport: httpx.BaseTransport | None = None) -> None:
         self._ollama = Ollama(host, transport=transport)
         self.runtime: Runtime = self._ollama
-        timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=10.0)
-        self._client = ollama.Client(self._ollama.url, transport=transport, timeout=timeout, limits=UNPOOLED)
 
     @property
     def api_base(self) -> str:
@@ -71,43 +64,16 @@ class OllamaModels:
         self._ollama.version()
 
     def has(self, name: str) -> bool:
-        with self._translated(f"look up {name}"):
-            try:
-                self._client.show(name)
-            except ollama.ResponseError as error:
-                if error.status_code != httpx.codes.NOT_FOUND:
-                    raise
-                return False
-        return True
+        return self._ollama.has(name)
 
     def load(self, name: str, keep_alive: KeepAlive) -> None:
-        with self._translated(f"load {name}"):
-            self._client.chat(
-                name, messages=[], keep_alive=keep_alive
-            )  # no message: it loads and says nothing
+        self._ollama.load(name, keep_alive)
 
     def unload(self, name: str) -> None:
-        if self.has(name):
-            with self._translated(f"unload {name}"):
-                self._client.chat(name, messages=[], keep_alive=0)
+        self._ollama.unload(name)
 
     def close(self) -> None:
         """Ollama is somebody else's."""
-
-    @contextmanager
-    def _translated(self, purpose: str) -> Iterator[None]:
-        try:
-            yield
-        except (httpx.TransportError, ConnectionError) as error:
-            raise RuntimeUnavailable(
-                f"Ollama at {self._ollama.url} cannot {purpose} ({type(error).__name__}); check that it runs "
-                "(`ollama serve`) and OLLAMA_HOST"
-            ) from error
-        except ollama.ResponseError as error:
-            raise RuntimeUnavailable(
-                f"Ollama at {self._ollama.url} cannot {purpose}: {error.error} (HTTP {error.status_code}); "
-                "check the name with `ollama list`"
-            ) from error
 
 
 class EmbeddedModels:

@@ -18,6 +18,7 @@ from trainer import child, pipeline
 from trainer import export as exporting
 from trainer import register as registering
 from trainer.errors import RegisterError, TrainError
+from trainer.gguf_files import PACKAGES, Maker, cached_base
 from trainer.progress import progress
 from trainer.provider.models import Models
 from trainer.provider.rows import Row
@@ -103,7 +104,9 @@ class Workshop:
             write_jsonl(curated, list(rows))
         log.warning("fine-tuning of %s on %d rows, in %s", student.base, len(rows), run.folder)
         stages = [pipeline.stage("train"), pipeline.stage("export")]
-        return _made(run, [*stages, _register(models.runtime, lambda: registering._models(run)[0])], models)
+        return _made(
+            run, [*stages, _register(models.runtime, lambda: registering.local_models(run)[0])], models
+        )
 
     def base(self, student: StudentSettings, models: Models) -> Registration:
         """The base itself as GGUF, registered.
@@ -208,7 +211,7 @@ def _prove(run: Run, model: LocalModel, registered: Registration, local: Runtime
 
 def _base_inputs(run: Run) -> dict[str, Any]:
     kind = run.task.settings.student.quantize
-    versions = bases.versions(*exporting.PACKAGES)
+    versions = bases.versions(*PACKAGES)
     return {"base": bases.sha256(bases.resolve(run)), "quantize": kind, "versions": versions}
 
 
@@ -218,23 +221,21 @@ def _export_base(run: Run) -> None:
 
     folder, base, kind = run.stage("export"), bases.resolve(run), run.task.settings.student.quantize
     template = Template.freeze(AutoTokenizer.from_pretrained(base, local_files_only=True))
-    cached = run.home.cache / "base-gguf" / f"{exporting._base_key(base, kind, template)}.gguf"
+    cached = cached_base(run.home.cache, base, kind, template)
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     if not cached.exists():
         run.need_disk(4 * bases.weight_bytes(base) + 50_000_000, "export")
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with progress("exporting", 2) as advance:
-            maker = exporting._Maker(
-                llama_cpp=exporting.converter(run.environment),
-                kind=kind,
-                work=work,
-                environment=child.environment(run.environment),
-                advance=advance,
-            )
-            maker.make(exporting._staged(base, work / "base", template), cached, template)
-    exporting._link(cached, folder / "base.gguf")
+    with progress("exporting", 2) as advance:
+        maker = Maker(
+            llama_cpp=exporting.converter(run.environment),
+            kind=kind,
+            work=work,
+            environment=child.environment(run.environment),
+            advance=advance,
+        )
+        maker.make_base(base, folder / "base.gguf", template, cached)
     about = {"sha256": sha256_file(folder / "base.gguf"), "quantization": kind}
     write_json(folder / "summary.json", {"base": about, "template": template.to_json()})
     shutil.rmtree(work)

@@ -191,6 +191,15 @@ class Ollama:
             for model in running
         ]
 
+    def has(self, name: str) -> bool:
+        """Whether a model of this name can be asked."""
+        return self._find(name) is not None
+
+    def load(self, name: str, keep_alive: str | float) -> None:
+        """Bring a model into memory, for as long as Ollama's `keep_alive` says."""
+        with self._translated(f"load {name}"):
+            self._client.chat(name, messages=[], keep_alive=keep_alive)  # no message: it says nothing
+
     def unload(self, name: str) -> None:
         """Give a model's memory back at once; one that is not there is fine."""
         with self._translated(f"unload {name}"):
@@ -353,9 +362,10 @@ class Ollama:
             ) from error
         except ollama.ResponseError as error:
             kind = RuntimeUnavailable if error.status_code in BUSY else RegisterError
+            unknown = error.status_code == httpx.codes.NOT_FOUND
             raise kind(
                 f"Ollama at {self.url} cannot {purpose}: HTTP {error.status_code}, {error.error}; "
-                "look at its log"
+                f"{'check the name with `ollama list`' if unknown else 'look at its log'}"
             ) from error
 
 

@@ -13,14 +13,12 @@ from trainer import process
 from trainer.conversion import families
 from trainer.errors import TrainError
 from trainer.training import prompt
+from trainer.training.shape import targeted
 
 log = logging.getLogger("homestill.train")
 
 KEPT = {"lora": "adapter", "qlora": "adapter", "full": "weights", "prompt": "prompt"}
 """Folder of the trained weights by method, below the stage's work folder."""
-
-GROUPS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward")}
-"""What a layer's path contains, by group of `student.train.target_modules`."""
 
 CUDA_PROBE = "import torch; assert torch.cuda.is_available(), 'no CUDA device'; import bitsandbytes"
 UNSLOTH_PROBE = (
@@ -62,15 +60,12 @@ def target_modules(base: Path, wanted: str | list[str]) -> list[str]:
     """
     paths = linear_layers(base)
     names = sorted({path.rpartition(".")[2] for path in paths})
-    if wanted == "all-linear":
-        return names
     if isinstance(wanted, str):
-        parts = GROUPS[wanted]
-        found = {path.rpartition(".")[2] for path in paths if any(part in path for part in parts)}
+        found = {path.rpartition(".")[2] for path in paths if targeted(path, wanted)}
         unknown = [] if found else [wanted]
     else:
         found = set(wanted)
-        unknown = [name for name in wanted if not any(f".{path}".endswith(f".{name}") for path in paths)]
+        unknown = [name for name in wanted if not any(targeted(path, [name]) for path in paths)]
     if unknown:
         raise TrainError(
             f"student.train.target_modules names {', '.join(unknown)}, which {base} has not; "

@@ -14,6 +14,8 @@ from trainer.errors import TrainError
 from trainer.runs import read_json
 from trainer.training import base as bases
 
+GROUPS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward")}
+"""What a linear layer's path contains, by group of `student.train.target_modules`."""
 LAYER = re.compile(r"\.\d+\.")
 KEYS = {
     "heads": ("num_attention_heads", "num_heads", "n_head"),
@@ -75,6 +77,15 @@ class Shape:
     def linear(self) -> int:
         """Weights that every token is multiplied with, the head left out."""
         return sum(rows * columns for rows, columns in self.matrices.values())
+
+
+def targeted(path: str, wanted: str | list[str]) -> bool:
+    """Whether `student.train.target_modules` means the linear layer at this path."""
+    if wanted == "all-linear":
+        return True
+    if isinstance(wanted, str):
+        return any(part in path for part in GROUPS[wanted])
+    return any(f".{path}".endswith(f".{name}") for name in wanted)
 
 
 def _value(folder: Path, config: dict[str, Any], what: str) -> int:

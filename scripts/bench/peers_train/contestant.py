@@ -181,16 +181,16 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
     return meter.result | {"held_out": held_out(wrapped, model, spec, pad)}
 
 
-def dspy_local(spec: dict[str, Any]) -> dict[str, Any]:
-    """DSPy's own recipe, LocalProvider's, with what this trl and transformers no longer have put back.
+def shim(spec: dict[str, Any]) -> dict[str, Any]:
+    """Put back into this process's trl and transformers what DSPy's recipe needs and they no longer have.
 
-    The shim: `trl.setup_chat_format` (refuses, as it always did for a tokenizer with a template),
-    `warmup_ratio`, `max_seq_length` and two `dataset_kwargs` of SFTConfig, and `apply_chat_template`
-    returning a tensor. Its values stay: LoRA of rank 32 on all linear layers, learning rate 1e-5,
-    constant, clipped at 2, packed rows, one row a pass.
+    `trl.setup_chat_format` (refuses, as it always did for a tokenizer with a template), `warmup_ratio`,
+    `max_seq_length` and two `dataset_kwargs` of SFTConfig, and `apply_chat_template` returning a tensor.
+
+    Returns:
+        Where the recipe's trainer will leave its model and meter.
     """
     import trl as library
-    from dspy.clients import lm_local
 
     taken: dict[str, Any] = {}
     recipe = library.SFTConfig
@@ -215,6 +215,18 @@ def dspy_local(spec: dict[str, Any]) -> dict[str, Any]:
         tokenizer_class.apply_chat_template, return_dict=False
     )
     vars(library).update(SFTTrainer=Trainer, SFTConfig=config, setup_chat_format=setup_chat_format)
+    return taken
+
+
+def dspy_local(spec: dict[str, Any]) -> dict[str, Any]:
+    """DSPy's own recipe, LocalProvider's function itself, over `shim`.
+
+    Its values stay: LoRA of rank 32 on all linear layers, learning rate 1e-5, constant, clipped at 2, packed
+    rows, one row a pass.
+    """
+    from dspy.clients import lm_local
+
+    taken = shim(spec)
     lm_local.train_sft_locally(
         model_name=spec["base"],
         train_data=[{"messages": row["messages"]} for row in read(spec["rows"])],

@@ -91,14 +91,21 @@ def test_an_interrupted_bundle_goes_on_where_it_stopped(tmp_path: Path, key: Pat
 def test_a_part_that_was_damaged_meanwhile_is_written_again(
     tmp_path: Path, key: Path, trusted: bytes
 ) -> None:
-    write_bundle(tmp_path, key) if not any(tmp_path.iterdir()) else None
+    folder = tmp_path / "bundle"
+    write_bundle(folder, key)
+    (part,) = folder.rglob("model.gguf.002")
+    parts = (folder / "tasks/words/task.yaml", part)
+    before = [path.read_bytes() for path in parts]
     for change in (b"", b"x" * 1000, b"y" * 2000):
-        (tmp_path / "tasks/words/task.yaml").write_bytes(change)
-        (tmp_path / next(each for each in FILES if "model" in each)).with_name("model.gguf.002").write_bytes(
-            change
-        )
-        write_bundle(tmp_path, key)
-        check(tmp_path, BUNDLE, trusted)
+        for path in parts:
+            path.write_bytes(change)
+        with pytest.raises(BundleError):
+            check(folder, BUNDLE, trusted)
+
+        write_bundle(folder, key)
+
+        assert [path.read_bytes() for path in parts] == before
+        check(folder, BUNDLE, trusted)
 
 
 def test_a_small_image_has_one_part_under_its_own_name(tmp_path: Path, key: Path, trusted: bytes) -> None:

@@ -265,34 +265,18 @@ def _phi3(folder: Path) -> None:
     )
 
 
-def _phi4(folder: Path) -> None:
-    byte_level(
+def _phi4(split: str, turns: list[str], end: str, pad: str, template: str) -> Callable[[Path], None]:
+    return lambda folder: byte_level(
         folder,
-        split=LLAMA3_SPLIT,
-        special=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_85|>"],
+        split=split,
+        special=["<|endoftext|>", *turns],
         config={
             "tokenizer_class": "GPT2Tokenizer",
             "bos_token": "<|endoftext|>",
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|dummy_85|>",
+            "eos_token": end,
+            "pad_token": pad,
             "unk_token": "<|endoftext|>",
-            "chat_template": PHI4,
-        },
-    )
-
-
-def _phi4_mini(folder: Path) -> None:
-    byte_level(
-        folder,
-        split=O200K_SPLIT,
-        special=["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
-        config={
-            "tokenizer_class": "GPT2Tokenizer",
-            "bos_token": "<|endoftext|>",
-            "eos_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>",
-            "unk_token": "<|endoftext|>",
-            "chat_template": PHI4_MINI,
+            "chat_template": template,
         },
     )
 
@@ -353,10 +337,27 @@ FAMILIES = {
             ("<|endoftext|>", "<|end|>"),
             padded=True,
         ),
-        Family("phi-4", _phi4, _config(Phi3Config, sliding_window=None), ("<|im_end|>",)),
+        Family(
+            "phi-4",
+            _phi4(
+                LLAMA3_SPLIT,
+                ["<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_85|>"],
+                end="<|im_end|>",
+                pad="<|dummy_85|>",
+                template=PHI4,
+            ),
+            _config(Phi3Config, sliding_window=None),
+            ("<|im_end|>",),
+        ),
         Family(
             "phi-4-mini",
-            _phi4_mini,
+            _phi4(
+                O200K_SPLIT,
+                ["<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
+                end="<|endoftext|>",
+                pad="<|endoftext|>",
+                template=PHI4_MINI,
+            ),
             _config(
                 Phi3Config,
                 tie_word_embeddings=True,

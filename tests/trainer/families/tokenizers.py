@@ -115,42 +115,15 @@ def sentence_piece(
         begins: whether every text is begun with the beginning token.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = io.BytesIO()
-    unknown, first, last = ids
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for text in TEXTS * 4 for line in text.split("\n") if line]),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=size,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        add_dummy_prefix=spaces == "prefix",
-        hard_vocab_limit=False,
-        unk_id=unknown,
-        bos_id=first,
-        eos_id=last,
-        pad_id=0 if unknown else -1,
-        bos_piece=begin,
-        eos_piece=end,
-        user_defined_symbols=pieces or [],
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(written.getvalue())
-    extracted: Any = SentencePieceExtractor(str(folder / "tokenizer.model")).extract(models.BPE)
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=extracted["vocab"],
-            merges=extracted["merges"],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    replaced = normalizers.Replace(" ", "▁")
     prefixed = spaces == "prefix"
+    trained = _trained(begin=begin, end=end, ids=ids, pieces=pieces or [], prefixed=prefixed, size=size)
+    (folder / "tokenizer.model").write_bytes(trained)
+    extracted: Any = SentencePieceExtractor(str(folder / "tokenizer.model")).extract(models.BPE)
+    merging = models.BPE(
+        extracted["vocab"], extracted["merges"], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    tokenizer = Tokenizer(merging)
+    replaced = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = (
         normalizers.Sequence([normalizers.Prepend("▁"), replaced]) if prefixed else replaced
     )
@@ -163,6 +136,36 @@ def sentence_piece(
     if begins:
         tokenizer.post_processor = _begins(tokenizer, begin)
     _write(folder, tokenizer, config)
+
+
+def _trained(
+    *, begin: str, end: str, ids: tuple[int, int, int], pieces: list[str], prefixed: bool, size: int
+) -> bytes:
+    """tokenizer.model, as SentencePiece writes it."""
+    written = io.BytesIO()
+    unknown, first, last = ids
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in TEXTS * 4 for line in text.split("\n") if line]),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=size,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        add_dummy_prefix=prefixed,
+        hard_vocab_limit=False,
+        unk_id=unknown,
+        bos_id=first,
+        eos_id=last,
+        pad_id=0 if unknown else -1,
+        bos_piece=begin,
+        eos_piece=end,
+        user_defined_symbols=pieces,
+        minloglevel=2,
+    )
+    return written.getvalue()
 
 
 def _begins(tokenizer: Tokenizer, bos: str) -> processors.TemplateProcessing:
