@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trainer import estimate
 from trainer.conversion import families
 from trainer.errors import TrainError
-from trainer.runs import Run, read_json, read_jsonl, write_jsonl
+from trainer.runs import Run, read_jsonl, write_jsonl
+from trainer.runtimes.choice import choice
 from trainer.template import Template
 from trainer.training import base as bases
 from trainer.training import methods, prompt, rows
@@ -59,7 +60,7 @@ def choose(run: Run, environment: Mapping[str, str]) -> Chosen:
     student = run.task.settings.student
     base = bases.resolve(run)
     families.check(base, student.context)
-    refuse(student.method, base, environment)
+    _refuse(run, base, environment)
     if student.train.replay:
         rows.read_replay(replay_file(run))
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
@@ -92,7 +93,9 @@ def prepare(run: Run, environment: Mapping[str, str]) -> Prepared:
     expected = estimate.of(run)
     run.need_disk(expected.disk, "training")
     about = {
-        "backend": methods.choose_backend(student.method, environment, student.train.dora),
+        "backend": methods.choose_backend(
+            student.method, environment, bases.model_type(chosen.base), dora=student.train.dora
+        ),
         "method": student.method,
         "base": student.base,
         "base_sha256": bases.sha256(chosen.base),
@@ -114,13 +117,19 @@ def prepare(run: Run, environment: Mapping[str, str]) -> Prepared:
     return Prepared(about, spec, expected)
 
 
-def refuse(method: str, base: Path, environment: Mapping[str, str]) -> None:
+def _refuse(run: Run, base: Path, environment: Mapping[str, str]) -> None:
     """Raise TrainError where the method cannot be trained here, or served with this base."""
-    reason = methods.refusal(method, environment)
-    if method == "prompt":
-        reason = prompt.refusal(str(read_json(base / "config.json").get("model_type")))
-    if reason:
-        raise TrainError(reason)
+    student, model_type = run.task.settings.student, bases.model_type(base)
+    reasons = [methods.refusal(student.method, environment)]
+    if student.method == "prompt":
+        reasons.append(prompt.refusal(model_type))
+    if model_type in families.ENCODER_DECODERS and (runtime := choice(run.environment)) != "embedded":
+        reasons.append(
+            f"student.base is {student.base!r}, an encoder-decoder, which {runtime} does not serve; "
+            "set HOMESTILL_LOCAL to embedded, or use a base of another family"
+        )
+    if found := [reason for reason in reasons if reason]:
+        raise TrainError("\n".join(found))
 
 
 def replay_file(run: Run) -> Path:

@@ -73,6 +73,7 @@ class Generator:
             raise EmbeddedError(f"{llama.model_path} holds no {TEMPLATE}; export it with its chat template")
         self._llama = llama
         self._vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+        self._start = _decoder_start(llama)
         self._pieces: dict[int, bytes] = {}
         self._last_prompt: list[int] = []
         self._lock = threading.Lock()
@@ -93,17 +94,10 @@ class Generator:
             EmbeddedError: the file is no model that llama.cpp can load, or has no chat template, or the
                 adapter is not one of it.
         """
-        try:
-            llama = llama_cpp.Llama(
-                str(gguf),
-                n_ctx=context,
-                n_batch=BLOCK,
-                n_threads=threads,
-                n_threads_batch=threads,
-                verbose=False,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise EmbeddedError(f"{gguf} cannot be loaded ({error}); export the model again") from error
+        llama = _loaded(gguf, context, threads, BLOCK)
+        if _decoder_start(llama) is not None:  # an encoder reads a prompt at once
+            llama.close()
+            llama = _loaded(gguf, context, threads, context)
         if adapter is not None:
             _adapt(llama, adapter)
         return cls(llama)
@@ -157,8 +151,7 @@ class Generator:
             if llama_cpp.llama_vocab_is_eog(self._vocabulary, token):
                 reason = "stop"
                 break
-            # SentencePiece opens a text with a space; no answer was trained with one, and DSPy's headers stand first
-            data += self._piece(token) if data else self._piece(token).lstrip(b" ")
+            data += self._said(token, data)
             count += 1
             entry = self._entry(token, sampling.top_logprobs) if sampling.logprobs else None
             if entry:
@@ -179,9 +172,12 @@ class Generator:
         grammar = _grammar(sampling.schema)
         # llama.cpp would begin every answer's draws at the same place
         self._llama.set_seed(secrets.randbits(31) if sampling.seed is None else sampling.seed)
-        self._rewind(prompt)
+        if self._start is None:
+            self._rewind(prompt)
+        else:
+            self._encode(prompt)
         return self._llama.generate(
-            prompt,
+            prompt if self._start is None else [self._start],
             temp=sampling.temperature,
             top_p=sampling.top_p,
             top_k=0,
@@ -208,6 +204,24 @@ class Generator:
         kept = min(shared, len(prompt) - 1) // BLOCK * BLOCK
         self._llama.n_tokens = min(kept, self._llama.n_tokens // BLOCK * BLOCK)
         self._last_prompt = prompt
+
+    def _encode(self, prompt: list[int]) -> None:
+        """Let an encoder-decoder read the prompt; its decoder begins anew."""
+        tokens = (llama_cpp.llama_token * len(prompt))(*prompt)  # the batch points to them
+        code = llama_cpp.llama_encode(self._llama.ctx, llama_cpp.llama_batch_get_one(tokens, len(prompt)))
+        if code:
+            raise RuntimeError(f"llama_encode returned {code}")
+        self._llama.n_tokens = 0
+
+    def _said(self, token: int, before: bytes) -> bytes:
+        """What a token adds to an answer.
+
+        SentencePiece opens a text with a space; no answer was trained with one, and DSPy's headers stand
+        first. T5's words all begin with one, those that open a line too.
+        """
+        piece = self._piece(token)
+        opens = not before or (self._start is not None and before.endswith(b"\n"))
+        return piece.lstrip(b" ") if opens else piece
 
     def _entry(self, token: int, top: int) -> dict[str, Any]:
         """The token just drawn, with the logarithms of the probabilities before temperature."""
@@ -274,6 +288,28 @@ class _Spoken:
             self._said = len(data)
             if text or entry:
                 self._told(text, entry)
+
+
+def _loaded(gguf: Path, context: int, threads: int, batch: int) -> llama_cpp.Llama:
+    try:
+        return llama_cpp.Llama(
+            str(gguf),
+            n_ctx=context,
+            n_batch=batch,
+            n_ubatch=batch,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise EmbeddedError(f"{gguf} cannot be loaded ({error}); export the model again") from error
+
+
+def _decoder_start(llama: llama_cpp.Llama) -> int | None:
+    """The token that an encoder-decoder's answers start from; None for a model that continues its prompt."""
+    if not llama_cpp.llama_model_has_encoder(llama.model):
+        return None
+    return int(llama_cpp.llama_model_decoder_start_token(llama.model))
 
 
 def _adapt(llama: llama_cpp.Llama, adapter: Path) -> None:

@@ -41,7 +41,10 @@ def faults(gguf: Path, model: Path, template: Template) -> list[str]:
 
     tensors = {str(tensor.name) for tensor in reader.tensors}
     wrong = _position_faults(value, config, tensors) + _attention_faults(value, config)
-    if config.get("tie_word_embeddings") and "output.weight" in tensors:
+    if config.get("model_type") == "t5":
+        if "output.weight" not in tensors:
+            wrong.append("output.weight is missing, the head that T5 scales or keeps apart")
+    elif config.get("tie_word_embeddings") and "output.weight" in tensors:
         wrong.append("the embeddings are tied, yet there is an output.weight")
     if value("tokenizer.chat_template") != template.jinja:
         wrong.append("the chat template is not the frozen one")

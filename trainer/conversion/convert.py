@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer import process
+from trainer.conversion import t5
 from trainer.conversion.tokenizers import PHI3_NAME, Facts, facts
+from trainer.runs import read_json
 
 
 def teach(text_model: Any, known: Facts) -> None:
@@ -49,6 +51,10 @@ def main() -> None:
     from conversion.base import TextModel  # type: ignore[import-not-found]  # llama.cpp's, found at run time
 
     teach(TextModel, known)
+    if read_json(model / "config.json").get("model_type") == "t5":
+        from conversion.t5 import T5Model  # type: ignore[import-not-found]
+
+        t5.teach(T5Model)
     name = ["--model-name", PHI3_NAME] if known.strips_behind_special else []
     sys.argv = ["convert_hf_to_gguf.py", str(model), "--outtype", "f16", "--outfile", str(out), *name]
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")

@@ -17,6 +17,9 @@ WINDOW_LEFT_OUT = frozenset({"MistralForCausalLM", "Phi3ForCausalLM"})
 SOFT_CAPPED = frozenset({"gemma2"})
 """Model types whose attention is capped softly, which transformers' fused attention leaves out without a word."""
 
+ENCODER_DECODERS = frozenset({"t5"})
+"""Model types that read the prompt with an encoder and answer with a decoder."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -35,16 +38,15 @@ SUPPORTED = {
     "Phi3ForCausalLM": Family("Phi 3 and 4", "microsoft/Phi-3-mini-4k-instruct"),
     "Gemma2ForCausalLM": Family("Gemma 2", "google/gemma-2-2b-it"),
     "Gemma3ForCausalLM": Family("Gemma 3", "google/gemma-3-1b-it"),
+    "T5ForConditionalGeneration": Family("T5 and Flan-T5", "google/flan-t5-base"),
 }
 
 REASONS = {
-    "T5ForConditionalGeneration": "it reads the prompt with an encoder and has no chat format, so a DSPy "
-    "conversation cannot be put to it and the local runtimes serve it no chat",
+    "MT5ForConditionalGeneration": "its vocabulary is laid out in another way than T5's",
     "Gemma3ForConditionalGeneration": "it also reads images, and only its text-only sizes (270m, 1b) are proven",
     "Mistral3ForConditionalGeneration": "it also reads images, and only text-only models are proven",
 }
 """Why a well-known architecture is not among them."""
-REASONS |= {"MT5ForConditionalGeneration": REASONS["T5ForConditionalGeneration"]}
 
 
 def known(config: dict[str, Any], name: str) -> Family:
@@ -83,6 +85,11 @@ def check(folder: Path, context: int | None = None) -> Family:
             f"{folder} holds no {TOKENIZER_MODEL}, from which llama.cpp's converter reads the tokenizer of "
             f"{family.name}; add the file from the model's publisher"
         )
+    if config.get("num_decoder_layers") not in (None, config.get("num_layers")):
+        raise TrainError(
+            f"{folder} has {config['num_layers']} layers in its encoder and {config['num_decoder_layers']} in its "
+            "decoder, and llama.cpp's converter knows equal numbers alone; use another base"
+        )
     longest = _longest_context(architecture, config)
     if context is not None and longest is not None and context > longest:
         raise TrainError(
@@ -108,6 +115,14 @@ def _longest_context(architecture: str, config: dict[str, Any]) -> int | None:
         original = rope.get("original_max_position_embeddings")
         bounds.append(original or config["original_max_position_embeddings"])
     return min(bounds, default=None)
+
+
+def auto_class(model_type: str) -> Any:
+    """transformers' class that loads this type of model with its language model head."""
+    import transformers
+
+    encodes = model_type in ENCODER_DECODERS
+    return transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
 
 
 def attention(model_type: str) -> Literal["eager", "sdpa"]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
-from trainer.conversion.families import attention
+from trainer.conversion.families import attention, auto_class
 from trainer.runs import read_json, write_json
 
 
@@ -32,7 +32,7 @@ def answers(request: dict[str, Any]) -> list[list[int]]:
     # on a CPU the 16-bit values are computed with in 32 bits, which is faster there and never less exact
     dtype = "auto" if cuda else torch.float32
     config = AutoConfig.from_pretrained(request["model"], local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = auto_class(config.model_type).from_pretrained(
         request["model"],
         config=config,
         dtype=dtype,
@@ -60,7 +60,8 @@ def _generate(model: Any, prompts: list[list[int]], request: dict[str, Any]) -> 
     )
     with torch.inference_mode():
         rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
-    return [_until(row, ends) for row in rows[:, width:].tolist()]
+    before = 1 if model.config.is_encoder_decoder else width  # a decoder of its own repeats no prompt
+    return [_until(row, ends) for row in rows[:, before:].tolist()]
 
 
 def _ends(model: Any, request: dict[str, Any]) -> set[int]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainer.conversion import families
 from trainer.errors import DataError, EvaluateError
 from trainer.progress import progress
 from trainer.runs import Run
@@ -146,22 +147,30 @@ def run(
 def load_weights(folder: Path) -> Judge:
     """The weights of a folder in the Hugging Face layout, in memory."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the study shows its own
     cuda = torch.cuda.is_available()
     # on a CPU the 16-bit values are computed with in 32 bits, which is faster there and never less exact
     dtype: Any = "auto" if cuda else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model: Any = families.auto_class(config.model_type).from_pretrained(
+        folder, dtype=dtype, local_files_only=True
+    )
     model = model.to("cuda" if cuda else "cpu").eval()
 
     def judge(ids: list[int], labels: list[int]) -> Judged:
         at = [place for place, label in enumerate(labels) if label != IGNORED]
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
-        seen = logits[[place - 1 for place in at]].float()
         wanted = torch.tensor([labels[place] for place in at], device=model.device)
+        with torch.inference_mode():
+            if model.config.is_encoder_decoder:
+                prompt = torch.tensor([ids[: at[0]]], device=model.device)
+                before = model.prepare_decoder_input_ids_from_labels(wanted[None])
+                seen = model(input_ids=prompt, decoder_input_ids=before).logits[0].float()
+            else:
+                logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+                seen = logits[[place - 1 for place in at]].float()
         loss = torch.nn.functional.cross_entropy(seen, wanted, reduction="sum")
         return Judged(len(at), float(loss), int((seen.argmax(-1) == wanted).sum()))
 

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trainer.conversion import families
+from trainer.conversion import families, t5
 from trainer.errors import TrainError
-from trainer.runs import Run, sha256_file
+from trainer.runs import Run, read_json, sha256_file
 from trainer.template import Template
 
 WEIGHTS = "*.safetensors"
-FILES = [WEIGHTS, "*.json", "*.jinja", "tokenizer.model"]
+FILES = [WEIGHTS, "*.json", "*.jinja", "tokenizer.model", t5.SENTENCE_PIECE]
 TWICE = "consolidated*"
 """Some publishers put the weights into the repository a second time, in their own layout."""
 TOKENIZER_FILES = (
@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer.model",
+    t5.SENTENCE_PIECE,
     "vocab.json",
     "merges.txt",
     "generation_config.json",
@@ -33,6 +34,8 @@ TOKENIZER_FILES = (
 
 def resolve(run: Run) -> Path:
     """The folder of the run's base model; a hub name is looked up in the cache and downloaded if needed.
+
+    An encoder-decoder's is one that `conversion.t5` made of it, which holds a conversation.
 
     Raises:
         TrainError: unknown, unreachable, or without configuration and safetensors weights.
@@ -48,7 +51,12 @@ def resolve(run: Run) -> Path:
                 f"student.base is {run.task.settings.student.base!r}, whose folder {folder} holds no {pattern}; "
                 "give a folder or hub name with a model in the Hugging Face layout, in safetensors"
             )
-    return folder
+    return t5.ready(folder, run.home.cache) if model_type(folder) in families.ENCODER_DECODERS else folder
+
+
+def model_type(folder: Path) -> str:
+    """transformers' name of a model's architecture."""
+    return str(read_json(folder / "config.json").get("model_type"))
 
 
 def sha256(folder: Path) -> str:

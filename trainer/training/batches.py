@@ -74,7 +74,7 @@ def groups_of(rows: list[dict[str, list[int]]], step: int) -> list[int]:
         rows: {"input_ids", "labels"} a row.
         step: rows of an optimizer step.
     """
-    prompts = [row["input_ids"][: _first_label(row["labels"])] for row in rows]
+    prompts = [row["input_ids"][: prompt_length(row["labels"])] for row in rows]
     order = sorted(range(len(rows)), key=prompts.__getitem__)
     alike = [common(prompts[one], prompts[other]) // COARSE * COARSE for one, other in pairwise(order)]
     lengths = [len(rows[at]["input_ids"]) for at in order]
@@ -85,7 +85,8 @@ def groups_of(rows: list[dict[str, list[int]]], step: int) -> list[int]:
     return groups
 
 
-def _first_label(labels: list[int]) -> int:
+def prompt_length(labels: list[int]) -> int:
+    """How many of a row's tokens stand before the first learned one."""
     return next((at for at, label in enumerate(labels) if label != IGNORED), len(labels))
 
 
@@ -136,17 +137,18 @@ def _merged(parts: list[Range], step: int) -> list[Range]:
 def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
     """Rows as tensors [rows, tokens], padded on the right; rows that begin alike stand together."""
     rows = sorted(rows, key=lambda row: row["input_ids"])
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def filled(values: list[list[int]], filler: int) -> Tensor:
-        return torch.tensor([value + [filler] * (longest - len(value)) for value in values])
-
     ids = [row["input_ids"] for row in rows]
     return {
-        "input_ids": filled(ids, pad),
-        "attention_mask": filled([[1] * len(row) for row in ids], 0),
-        "labels": filled([row["labels"] for row in rows], IGNORED),
+        "input_ids": padded(ids, pad),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        "labels": padded([row["labels"] for row in rows], IGNORED),
     }
+
+
+def padded(rows: list[list[int]], filler: int) -> Tensor:
+    """Rows as a tensor [rows, longest], filled up on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
 
 def split_step(step: int, batch: int, longest: int, config: Any) -> int:

@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 
 from trainer import child
+from trainer.conversion import families
 from trainer.runs import read_json, read_jsonl, write_json
-from trainer.training import memory, methods, prefix
+from trainer.training import encoder_decoder, memory, methods, prefix
 from trainer.training.batches import ByLength, collate, groups_of, split_step
 from trainer.training.checkpoints import finished, keep_weights, last_checkpoint, trim_metrics
 
@@ -113,6 +114,7 @@ def build_trainer(
     last = last_checkpoint(work / "checkpoints")
     at_once, peak = cut_before(last) if last else (rows_at_once(spec, model.config, max(lengths), cuda), 0)
     plain: Any = model.get_base_model() if methods.KEPT[spec["method"]] == "adapter" else model
+    encodes = plain.config.model_type in families.ENCODER_DECODERS
     shares = spec["backend"] == "trl" and prefix.supports(plain)  # unsloth replaces the layers' code
     if shares and cuda:
         prefix.checkpoint_layers(plain)
@@ -121,12 +123,13 @@ def build_trainer(
         at_once=at_once,
         before_pass=before_pass,
         order=ByLength(lengths, spec["step_rows"], spec["seed"], groups_of(rows, spec["step_rows"])),
-        shared=plain if shares else None,
+        summed=plain if shares or encodes else None,
+        loss=encoder_decoder.loss_sum if encodes else prefix.loss_sum,
         model=model,
         args=arguments(spec, work / "checkpoints", cuda, checkpointing=cuda and not shares),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(read_jsonl(work / "eval.jsonl")),
-        data_collator=lambda rows: collate(rows, spec["pad"]),
+        data_collator=lambda rows: (encoder_decoder.collate if encodes else collate)(rows, spec["pad"]),
         processing_class=tokenizer,
         callbacks=[EarlyStoppingCallback(spec["settings"]["patience"]), *([metrics] if rank() == 0 else [])],
     )

@@ -7,17 +7,22 @@ A process of its own, for trl and unsloth patch what they import. The base is lo
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from trainer import child
+from trainer.conversion import families
 from trainer.template import Template
 from trainer.training import base as bases
 from trainer.training import methods, prompt
+
+APART = "Input and output embeddings are no longer tied"
+"""peft's warning of Flan-T5, whose configuration calls a head tied that never was."""
 
 
 def merge(spec: dict[str, Any], trained: Path, out: Path) -> None:
@@ -29,18 +34,20 @@ def merge(spec: dict[str, Any], trained: Path, out: Path) -> None:
         out: made anew.
     """
     base, kept = Path(spec["base"]), methods.KEPT[spec["method"]]
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    model: Any = families.auto_class(config.model_type).from_pretrained(
         trained if kept == "weights" else base,
-        config=AutoConfig.from_pretrained(
-            base, local_files_only=True
-        ),  # trl writes its token ids into its own
+        config=config,  # trl writes its token ids into its own
         dtype=torch.float32,
         local_files_only=True,
     )
     if kept == "adapter":
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, trained).merge_and_unload(safe_merge=True)
+        adapted = PeftModel.from_pretrained(model, trained)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", APART)
+            model = adapted.merge_and_unload(safe_merge=True)
     elif kept == "prompt":
         prompt.bake(model, prompt.load(trained), spec["soft"]["first"])
     shutil.rmtree(out, ignore_errors=True)

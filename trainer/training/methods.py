@@ -40,9 +40,12 @@ def refusal(method: str, environment: Mapping[str, str]) -> str:
     )
 
 
-def choose_backend(method: str, environment: Mapping[str, str], dora: bool = False) -> str:
+def choose_backend(
+    method: str, environment: Mapping[str, str], model_type: str = "llama", *, dora: bool = False
+) -> str:
     """`unsloth` where its import succeeds on CUDA, in a process of its own for it patches its neighbours."""
-    if KEPT[method] != "adapter" or dora or find_spec("unsloth") is None:
+    takes = KEPT[method] == "adapter" and not dora and model_type not in families.ENCODER_DECODERS
+    if not takes or find_spec("unsloth") is None:
         return "trl"
     done = _probe(UNSLOTH_PROBE, environment)
     if done.code:
@@ -81,12 +84,12 @@ def linear_layers(base: Path) -> list[str]:
         TrainError: transformers does not know the architecture, or it generates no text.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(base, local_files_only=True)
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = families.auto_class(config.model_type).from_config(config)
     except (ValueError, KeyError, OSError) as error:
         raise TrainError(
             f"{base} cannot be built from its config.json: {error}; use a base that generates text"
@@ -109,11 +112,11 @@ def load_model(spec: dict[str, Any], cuda: bool) -> tuple[Any, Any]:
         return _unsloth(spec)  # before transformers and peft are imported, which it patches
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoConfig, AutoTokenizer, set_seed
 
     set_seed(spec["seed"])  # what is added starts from random weights
     model_type = AutoConfig.from_pretrained(spec["base"], local_files_only=True).model_type
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = families.auto_class(model_type).from_pretrained(
         spec["base"],
         dtype=torch.bfloat16 if cuda and spec["method"] != "full" else torch.float32,
         attn_implementation=families.attention(model_type),
@@ -122,7 +125,7 @@ def load_model(spec: dict[str, Any], cuda: bool) -> tuple[Any, Any]:
     )
     if KEPT[spec["method"]] == "adapter":
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if model_type in families.ENCODER_DECODERS else "CAUSAL_LM",
             target_modules=spec["modules"],
             use_dora=spec["settings"]["dora"],
             **_adapter(spec),

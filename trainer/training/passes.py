@@ -74,7 +74,7 @@ class StepTrainer(SharedPrefixTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if self._shared is None and self.args.world_size > 1:
+        if not self._sums and self.args.world_size > 1:
             # trl gathers figures of its own in every pass, which the processes need not make equally many of
             return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

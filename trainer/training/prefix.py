@@ -9,6 +9,7 @@ the plain computation; with dropout the shared tokens draw one mask a pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,10 @@ SMALL_LOGITS = 1 << 26
 """Logits up to which they are made at once; more are made in pieces, which costs a little time."""
 
 
+Loss = Callable[["PreTrainedModel", Tensor, Tensor, Tensor], Tensor]
+"""Of a model, input ids, attention mask and labels, summed over the labels."""
+
+
 class Pass(NamedTuple):
     """Rows from `start` to before `end`, whose first `shared` tokens are computed once."""
 
@@ -64,8 +69,11 @@ def supports(model: PreTrainedModel) -> bool:
     )
 
 
-def install(model: PreTrainedModel) -> None:
+def install(model: PreTrainedModel, loss: Loss) -> None:
     """Let the model's forward return the summed loss wherever it is given labels.
+
+    Args:
+        loss: computes it.
 
     So it is reached through every wrapper: adapters, autocast, the hooks of several processes.
     """
@@ -77,7 +85,7 @@ def install(model: PreTrainedModel) -> None:
         if kwargs.get("labels") is None or kwargs.get("input_ids") is None:
             return plain(*args, **kwargs)
         names = ("input_ids", "attention_mask", "labels")
-        return CausalLMOutputWithPast(loss=loss_sum(model, *(kwargs[name] for name in names)))
+        return CausalLMOutputWithPast(loss=loss(model, *(kwargs[name] for name in names)))
 
     model.forward = forward
 

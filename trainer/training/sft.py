@@ -26,16 +26,25 @@ class SharedPrefixTrainer(SFTTrainer):  # type: ignore[misc]  # untyped in the l
 
     Args:
         order: the rows of each epoch; must follow from the seed, so that a resumed training sees the same.
-        shared: the model inside any PEFT wrapper, or None to compute every row whole.
+        summed: the model inside any PEFT wrapper, whose forward is to give the summed loss; None: every row
+            is computed whole, by transformers.
+        loss: how it is summed; with the shared prefix by default.
     """
 
-    def __init__(self, *, order: Sampler[int], shared: PreTrainedModel | None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        order: Sampler[int],
+        summed: PreTrainedModel | None,
+        loss: prefix.Loss = prefix.loss_sum,
+        **options: Any,
+    ) -> None:
         self._order = order
-        self._shared = shared
+        self._sums = summed is not None
         self.tokens = 0
         super().__init__(**options)
-        if shared is not None:
-            prefix.install(shared)  # after trl, which puts a forward of its own there
+        if summed is not None:
+            prefix.install(summed, loss)  # after trl, which puts a forward of its own there
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._order
@@ -48,7 +57,7 @@ class SharedPrefixTrainer(SFTTrainer):  # type: ignore[misc]  # untyped in the l
     ) -> Any:
         if model.training:
             self.tokens += int(inputs["attention_mask"].sum())
-        if self._shared is None:
+        if not self._sums:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         summed = model(**{name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}).loss
         if num_items_in_batch is None:

@@ -14,7 +14,7 @@ from trainer.errors import TrainError
 from trainer.runs import read_json
 from trainer.training import base as bases
 
-GROUPS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward")}
+GROUPS = {"attention": ("attn", "attention", "Attention"), "mlp": ("mlp", "feed_forward", "DenseReluDense")}
 """What a linear layer's path contains, by group of `student.train.target_modules`."""
 LAYER = re.compile(r"\.\d+\.")
 KEYS = {

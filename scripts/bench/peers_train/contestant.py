@@ -173,7 +173,7 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
         trainer = StepTrainer(
             at_once=spec["step"],
             order=ByLength(lengths, spec["step"], spec["seed"], groups),
-            shared=model if spec["loss"] == "shared" else None,
+            summed=model if spec["loss"] == "shared" else None,
             data_collator=lambda batch: collate(batch, pad),
             **common,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import T5Config
+from transformers import MT5Config, T5Config
 
 from tests.tiny import tiny_base
 from trainer.conversion.families import SUPPORTED, check
@@ -24,14 +24,20 @@ def test_a_supported_base_is_named(tmp_path: Path) -> None:
     assert check(tiny_base(tmp_path)).name == "Llama 2 and 3"
 
 
-def test_t5_is_refused_with_the_reason_and_the_remedy(tmp_path: Path) -> None:
-    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
-    with pytest.raises(
-        TrainError, match=r"T5ForConditionalGeneration: it reads the prompt with an encoder"
-    ) as error:
+def test_the_reason_and_the_remedy_are_named(tmp_path: Path) -> None:
+    MT5Config(architectures=["MT5ForConditionalGeneration"]).save_pretrained(tmp_path)
+    with pytest.raises(TrainError, match=r"MT5ForConditionalGeneration: its vocabulary is laid out") as error:
         check(tmp_path)
     assert all(family.name in str(error.value) for family in SUPPORTED.values())
     assert "use a base of Llama 2 and 3 (unsloth/Llama-3.2-1B-Instruct)" in str(error.value)
+
+
+def test_a_decoder_of_another_depth_than_its_encoder(tmp_path: Path) -> None:
+    T5Config(
+        architectures=["T5ForConditionalGeneration"], num_layers=2, num_decoder_layers=3
+    ).save_pretrained(tmp_path)
+    with pytest.raises(TrainError, match="2 layers in its encoder and 3 in its decoder"):
+        check(tmp_path)
 
 
 @pytest.mark.parametrize(

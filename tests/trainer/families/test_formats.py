@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from tests.contract import go_template
 from tests.trainer.families import bases
+from tests.trainer.families.templates import GEMMA2, GEMMA3
 from trainer.conversion.tokenizers import Facts, facts
 from trainer.errors import TemplateError
 from trainer.template import BOS_WRITTEN, GOLDEN, IGNORED, SYSTEM_FOLDED, THINKING_OFF, Template
@@ -140,8 +141,8 @@ def test_thinking_is_off_whatever_the_caller_sets(folders: dict[str, Path]) -> N
 
 def test_a_system_message_that_the_base_refuses_is_folded(folders: dict[str, Path]) -> None:
     tokenizer = tokenizer_of(folders["gemma-2"])
-    assert Template.freeze(tokenizer).jinja == SYSTEM_FOLDED + bases.GEMMA2
-    tokenizer.chat_template = bases.GEMMA2.replace("'system'", "'user'")
+    assert Template.freeze(tokenizer).jinja == SYSTEM_FOLDED + GEMMA2
+    tokenizer.chat_template = GEMMA2.replace("'system'", "'user'")
     with pytest.raises(TemplateError, match="there is no system role"):
         Template.freeze(tokenizer)
 
@@ -149,7 +150,7 @@ def test_a_system_message_that_the_base_refuses_is_folded(folders: dict[str, Pat
 def test_a_system_message_that_the_base_leaves_out_is_folded(folders: dict[str, Path]) -> None:
     tokenizer = tokenizer_of(folders["gemma-3"])
     silent = "{%- for turn in messages if turn['role'] != 'system' %}"
-    tokenizer.chat_template = bases.GEMMA3.replace("{%- for turn in turns %}", silent).replace(
+    tokenizer.chat_template = GEMMA3.replace("{%- for turn in turns %}", silent).replace(
         "opening if", "'' if"
     )
     template = Template.freeze(tokenizer)
@@ -159,7 +160,7 @@ def test_a_system_message_that_the_base_leaves_out_is_folded(folders: dict[str, 
 
 def test_a_beginning_that_the_tokenizer_adds_is_written_into_the_template(folders: dict[str, Path]) -> None:
     tokenizer = tokenizer_of(folders["gemma-3"])
-    tokenizer.chat_template = bases.GEMMA3.removeprefix("{{- bos_token }}\n")
+    tokenizer.chat_template = GEMMA3.removeprefix("{{- bos_token }}\n")
     template = Template.freeze(tokenizer)
     assert template.jinja.startswith(BOS_WRITTEN)
     assert template.render(TALK, add_generation_prompt=True) == PROMPTS["gemma-3"][0]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_run import tiny_run
+from tests.trainer.families import encoder_decoders
 from trainer.errors import DataError, EvaluateError
 from trainer.runs import Run
 from trainer.studies import forgetting
@@ -112,6 +113,18 @@ def test_the_loss_is_that_of_the_training_library(run: Run, tmp_path: Path) -> N
     judged = forgetting.load_weights(folder)(ids, labels)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+    assert judged.tokens == 3
+    assert judged.loss / 3 == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_an_encoder_decoder_is_judged_by_its_decoder(tmp_path: Path) -> None:
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    folder = encoder_decoders.write(encoder_decoders.FLAN, tmp_path / "base")
+    judged = forgetting.load_weights(folder)([5, 6, 1, 8, 9, 1], [-100, -100, -100, 8, 9, 1])
+    model: Any = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    theirs = model(input_ids=torch.tensor([[5, 6, 1]]), labels=torch.tensor([[8, 9, 1]])).loss
     assert judged.tokens == 3
     assert judged.loss / 3 == pytest.approx(theirs.item(), rel=1e-5)
 

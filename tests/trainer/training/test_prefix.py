@@ -238,7 +238,7 @@ def test_the_loss_is_reached_through_an_adapter_and_answers_stay_as_they_were() 
     ids, mask, labels = make_batch(40, [12, 30, 7])
     before = wrapped(input_ids=ids, attention_mask=mask).logits
     summed = prefix.loss_sum(model, ids, mask, labels)
-    prefix.install(model)
+    prefix.install(model, prefix.loss_sum)
     assert torch.equal(wrapped(input_ids=ids, attention_mask=mask, labels=labels).loss, summed)
     assert torch.equal(wrapped(input_ids=ids, attention_mask=mask).logits, before)
 

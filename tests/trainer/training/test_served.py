@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.trainer.families.test_answers import curated, messages
+from tests.trainer.families import bases
+from tests.trainer.families.stages import curated, messages
 from tests.trainer.training.support import ONE_THREAD
 from trainer import export, register, task, train
 from trainer.errors import ExportError
@@ -29,7 +31,7 @@ def test_from_data_to_an_answer(tmp_path: Path, method: str, recipe: dict[str, A
         export.converter({})
     except ExportError as error:
         pytest.skip(str(error))
-    run = curated(tmp_path, "llama-3")
+    run = curated(tmp_path, partial(bases.write, "llama-3"))
     file = run.task.folder / "task.yaml"
     settings = yaml.safe_load(file.read_text())
     settings["student"] |= {"method": method, "train": settings["student"]["train"] | recipe}

@@ -49,7 +49,7 @@ def trained(
     data = rows(3 * STEP)
     trainer = SharedPrefixTrainer(
         order=ByLength([len(row["input_ids"]) for row in data], STEP, 0, groups_of(data, STEP)),
-        shared=base if shared else None,
+        summed=base if shared else None,
         model=model,
         args=SFTConfig(
             output_dir=str(folder),
