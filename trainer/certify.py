@@ -29,8 +29,8 @@ from trainer.statistics.fit import Fitted
 from trainer.statistics.hybrid import Rows
 from trainer.traces import Answer
 
-VERSION = 2
-"""Raise it when the same answers shall give another router."""
+VERSION = 3
+"""Raise it when the same answers shall give another router or summary."""
 FIT_SHARE = 0.4
 INPUT_FILES = (
     "curate/train.jsonl",
@@ -81,7 +81,9 @@ def run(run: Run) -> None:
     measured = _measured(run, fit_rows, test_rows, certified.threshold)
     baseline = None
     if certified.certified:
-        known, sealed = (_kept_pairs(run, rows, certified.threshold) for rows in (fit_rows, test_rows))
+        known, sealed = (
+            _kept_pairs(run, rows, certified.threshold, prompt) for rows in (fit_rows, test_rows)
+        )
         baseline = audit.baseline(known, sealed, prompt.fields)
     _write(run, prompts, fitted, certified, measured, baseline=baseline)
 
@@ -137,17 +139,23 @@ def _prompts(run: Run) -> list[_Prompt]:
 def _unmeasured(run: Run, prompts: Sequence[_Prompt]) -> str:
     """Why this program's routed answers cannot be read off the whole runs that were measured, or ""."""
     if len(prompts) != 1:
+        names = ", ".join(prompt.predictor.name for prompt in prompts)
         return (
             f"the program has {len(prompts)} predictors; a run that mixes local and teacher calls was not "
-            "measured, so only programs with a single predictor are certified"
+            f"measured: name the one to distil in student.predictor ({names})"
         )
+    name = prompts[0].predictor.name
     most = max(
-        (len(answer.calls) for answer in run.store.answers(_systems(run)["student"]).values()), default=0
+        (
+            sum(call["predictor"] == name for call in answer.calls)
+            for answer in run.store.answers(_systems(run)["student"]).values()
+        ),
+        default=0,
     )
     if most > 1:
         return (
-            f"the program calls its predictor up to {most} times for one example; a run that mixes local and "
-            "teacher calls was not measured, so only programs with a single call are certified"
+            f"the program calls {name} up to {most} times for one example; a run that mixes local and "
+            "teacher calls was not measured, so only a single call is certified"
         )
     return ""
 
@@ -172,9 +180,13 @@ def _answers(run: Run, role: str, ids: Sequence[str]) -> list[Answer]:
     return [found[identity] for identity in ids]
 
 
+def _call(answer: Answer, prompt: _Prompt) -> dict[str, Any] | None:
+    return next((call for call in answer.calls if call["predictor"] == prompt.predictor.name), None)
+
+
 def _local(answer: Answer, prompt: _Prompt) -> LocalAnswer | None:
     """A stored answer as serving would see it; None where serving would not give it."""
-    call = answer.calls[0] if answer.calls else None
+    call = _call(answer, prompt)
     text = prompt.query(call["messages"]) if call else None
     if call is None or text is None:
         return None
@@ -235,7 +247,7 @@ def _graded(rows: Rows) -> bool:
 def _measured(run: Run, fit_rows: Rows, rows: Rows, threshold: float | None) -> dict[str, Any]:
     """What the sealed test split says; it has no part in the choice of anything."""
     seed, keep = run.task.settings.seed, run.task.settings.quality.keep
-    realised = hybrid.measured(rows, threshold, seed)
+    realised = hybrid.measured(rows, threshold, seed) | _cost(run, rows, threshold)
     allowed = (1 - keep) * float(rows.teacher.mean()) if len(rows) else 0.0
     risk = allowed if threshold is None else realised["risk"]
     return {
@@ -247,12 +259,20 @@ def _measured(run: Run, fit_rows: Rows, rows: Rows, threshold: float | None) -> 
     }
 
 
-def _kept_pairs(run: Run, rows: Rows, threshold: float | None) -> list[audit.Pair]:
+def _cost(run: Run, rows: Rows, threshold: float | None) -> dict[str, float]:
+    """API dollars per 1,000 examples: of a kept answer, what the program's other predictors cost."""
+    student, teacher = (
+        np.array([answer.cost_usd for answer in _answers(run, role, rows.ids)])
+        for role in ("student", "teacher")
+    )
+    routed = np.where(rows.kept(threshold), student, teacher)
+    return {"cost_per_1k_usd": round(1000 * float(routed.mean()), 6) if len(rows) else 0.0}
+
+
+def _kept_pairs(run: Run, rows: Rows, threshold: float | None, prompt: _Prompt) -> list[audit.Pair]:
     """Local and teacher's answer of each row that the threshold keeps, where the teacher has answered."""
-    teacher = [
-        answer.calls[0]["completion"] if answer.calls else None
-        for answer in _answers(run, "teacher", rows.ids)
-    ]
+    calls = [_call(answer, prompt) for answer in _answers(run, "teacher", rows.ids)]
+    teacher = [call["completion"] if call else None for call in calls]
     found = zip(rows.kept(threshold), rows.answers, teacher, strict=True)
     return [(mine.text, its) for kept, mine, its in found if kept and its is not None]
 
@@ -271,7 +291,7 @@ def _teacher_alone(run: Run) -> dict[str, Any]:
     scores = np.array([answer.score for answer in answers])
     failed = np.array([answer.error is not None for answer in answers], dtype=bool)
     rows = Rows([answer.example for answer in answers], [], np.zeros(len(scores)), scores, scores, failed)
-    return {"hybrid": hybrid.measured(rows, None, run.task.settings.seed)}
+    return {"hybrid": hybrid.measured(rows, None, run.task.settings.seed) | _cost(run, rows, None)}
 
 
 def _write(

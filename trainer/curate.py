@@ -24,12 +24,18 @@ log = logging.getLogger("homestill.curate")
 def inputs(run: Run) -> dict[str, Any]:
     """What the outcome depends on. Traffic counts from the first harvest on: earlier runs stay as they are."""
     harvested = [trace.id for trace in run.store.traffic(run.task.name)]
-    return ({"traffic": sha256_json(harvested)} if harvested else {}) | {
-        "capture": [sha256_file(run.folder / "capture" / name) for name in ("program.json", "summary.json")],
-        "keep_score": run.task.settings.keep_score,
-        "curate": run.task.settings.curate.model_dump(),
-        "seed": run.task.settings.seed,
-    }
+    return (
+        ({"traffic": sha256_json(harvested)} if harvested else {})
+        | {
+            "capture": [
+                sha256_file(run.folder / "capture" / name) for name in ("program.json", "summary.json")
+            ],
+            "keep_score": run.task.settings.keep_score,
+            "curate": run.task.settings.curate.model_dump(),
+            "seed": run.task.settings.seed,
+        }
+        | ({"predictor": predictor} if (predictor := run.task.settings.student.predictor) else {})
+    )
 
 
 def run(run: Run) -> None:
@@ -49,7 +55,9 @@ def run(run: Run) -> None:
     dropped = Counter({reason: len(ids) for reason, ids in assignment.dropped.items()})
     kept: list[Example] = []
     for example in assignment.splits["train"]:
-        reason = rejected(answers[example.id], settings.keep_score, settings.curate)
+        reason = rejected(
+            answers[example.id], settings.keep_score, settings.curate, settings.student.predictor
+        )
         if reason:
             dropped[reason] += 1
         else:
@@ -57,8 +65,9 @@ def run(run: Run) -> None:
     balanced = balance(kept, answers, settings.curate.balance)
     if len(balanced) < len(kept):
         dropped[f"class balance over {settings.curate.balance}"] += len(kept) - len(balanced)
-    rows = [row for example in balanced for row in conversations(answers[example.id])]
-    calls = [call for example in assignment.examples() for call in answers[example.id].calls]
+    predictor = settings.student.predictor
+    rows = [row for example in balanced for row in conversations(answers[example.id], predictor)]
+    calls = [call for example in assignment.examples() for call in calls_of(answers[example.id], predictor)]
     traffic, unfit = _traffic(run, calls)
     rows += traffic
     summary = _summary(assignment.splits, balanced, rows, dropped, answers)
@@ -85,17 +94,29 @@ def _traffic(run: Run, calls: Sequence[dict[str, Any]]) -> tuple[list[dict[str, 
     return kept, unfit
 
 
-def rejected(answer: Answer, keep_score: float, settings: CurateSettings) -> str | None:
-    """Why the teacher's answer is no training material, or None."""
+def calls_of(answer: Answer, predictor: str | None) -> list[dict[str, Any]]:
+    """The calls of a predictor, or of all where none is named."""
+    return [call for call in answer.calls if predictor in (None, call["predictor"])]
+
+
+def rejected(
+    answer: Answer, keep_score: float, settings: CurateSettings, predictor: str | None = None
+) -> str | None:
+    """Why the teacher's answer is no training material, or None.
+
+    Args:
+        predictor: the one that is distilled; None: all of them.
+    """
+    calls = calls_of(answer, predictor)
     if answer.error:
         return "teacher's answer could not be read"
     if answer.strict_score < keep_score:
         return f"score below {keep_score:g}"
-    if not answer.calls:
-        return "no predictor was called"
-    if any(call["finish_reason"] == "length" for call in answer.calls):
+    if not calls:
+        return f"{predictor} was not called" if predictor else "no predictor was called"
+    if any(call["finish_reason"] == "length" for call in calls):
         return "completion cut off at teacher.max_tokens"
-    reasons = (misshapen(call["completion"], settings) for call in answer.calls)
+    reasons = (misshapen(call["completion"], settings) for call in calls)
     return next(filter(None, reasons), None)
 
 
@@ -141,8 +162,8 @@ def balance(examples: Sequence[Example], answers: dict[str, Answer], field: str 
     return kept
 
 
-def conversations(answer: Answer) -> list[dict[str, Any]]:
-    """What the student is trained on: each predictor call of one example."""
+def conversations(answer: Answer, predictor: str | None = None) -> list[dict[str, Any]]:
+    """What the student is trained on: each call of one example, or those of one predictor."""
     return [
         {
             "example": answer.example,
@@ -150,7 +171,7 @@ def conversations(answer: Answer) -> list[dict[str, Any]]:
             "messages": [{**message, "content": message["content"].strip()} for message in call["messages"]],
             "completion": call["completion"].strip(),
         }
-        for call in answer.calls
+        for call in calls_of(answer, predictor)
     ]
 
 

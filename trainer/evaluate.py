@@ -1,13 +1,15 @@
 """Evaluate: teacher, base and student on the same sealed test examples, one stored row per answer.
 
 The student also answers the calibrate split, for `certify`, and says whether it is confident of its answers to
-the test split, a runner-up that reports compare with. Every answer is committed before the
+the test split, a runner-up that reports compare with. Where one predictor of several is distilled, the teacher
+answers for the others: what it was asked before is replayed, a prompt that a local answer changed is bought. Every answer is committed before the
 next is asked for, under the identity of the system that gave it: a run that was killed goes on
 where it was, and nothing is generated twice. The teacher's answers are those that capture bought.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -34,6 +36,8 @@ from trainer.traces import Answer, Store
 
 Ask = Callable[[Example], Answer]
 MakeLM = Callable[[Endpoint, int], dspy.LM]
+
+log = logging.getLogger("homestill.evaluate")
 
 VERSION = 1
 """Raise it when rows that were stored before no longer mean the same."""
@@ -90,6 +94,8 @@ class _Local:
     source: Serving
     make_lm: MakeLM
     chat: Chat
+    teacher: dspy.LM
+    """Answers for the predictors that are not distilled."""
 
     def answers(self, role: str, examples: Sequence[Example]) -> dict[str, Answer]:
         """What the program answers on a system, from the store as far as it goes."""
@@ -97,9 +103,16 @@ class _Local:
 
         def asking(endpoint: Endpoint) -> Ask:
             lm = self.make_lm(endpoint, self.run.task.settings.student.max_tokens)
-            return lambda example: programs.answer(self.program, example, lm, role, system)
+            return lambda example: self._answer(example, lm, role, system)
 
         return self._stored(role, examples, asking)
+
+    def _answer(self, example: Example, lm: dspy.LM, role: str, system: str) -> Answer:
+        predictor = self.run.task.settings.student.predictor
+        if predictor is None:
+            return programs.answer(self.program, example, lm, role, system)
+        with self.program.asking(predictor, lm):
+            return programs.answer(self.program, example, self.teacher, role, system)
 
     def doubts(self, examples: Sequence[Example], answers: Sequence[Answer]) -> str:
         """Ask the student whether it is confident of its own answers; returns the identity of what it said."""
@@ -109,7 +122,8 @@ class _Local:
         def asking(endpoint: Endpoint) -> Ask:
             def ask(example: Example) -> Answer:
                 own = given[example.id]
-                said = [self._doubt(call, endpoint) for call in own.calls[-1:]] or [""]
+                distilled = [call for call in own.calls if call["predictor"] == self.program.distilled]
+                said = [self._doubt(call, endpoint) for call in distilled[-1:]] or [""]
                 calls = [{"predictor": SELF_ASK, "completion": said[0]}]
                 return replace(
                     own, system=system, role=SELF_ASK, outputs={}, score=0.0, error=None, calls=calls
@@ -160,22 +174,40 @@ def run(
     Raises:
         EvaluateError: capture holds no teacher's answer for an example.
         RuntimeUnavailable: a local model cannot be reached; what was answered so far is kept.
+        TeacherError: the teacher is needed for a predictor that is not distilled, and is off, out of reach
+            or over budget.
     """
-    judge = teacher_lm(run, _captured(run)["program"], "judge", open_ledger(run))
+    ledger, captured = open_ledger(run), _captured(run)["program"]
+    judge = teacher_lm(run, captured, "judge", ledger)
     program = programs.load(run.task, run.stage("capture") / "program.json", judge)
-    local = _Local(run, program, serving or runtime(run), make_lm, chat or Chat())
+    teacher = teacher_lm(run, captured, "capture", ledger)
+    local = _Local(run, program, serving or runtime(run), make_lm, chat or Chat(), teacher)
     test, calibrate = _split(run, "test"), _split(run, "calibrate")
     if not test:
         raise EvaluateError("the test split is empty; add examples, or enlarge curate.split.test")
-    teacher = stored_answers(run.store, _captured(run)["system"], [*calibrate, *test])
-    rows = {"teacher": [teacher[example.id] for example in test]}
+    known = stored_answers(run.store, _captured(run)["system"], [*calibrate, *test])
+    rows = {"teacher": [known[example.id] for example in test]}
+    if predictor := run.task.settings.student.predictor:
+        sealed = [known[example.id] for example in [*calibrate, *test, *test]]  # the base answers test too
+        log.warning(
+            "evaluate: the teacher answers for all predictors but %s; prompts that a local answer changes are "
+            "bought, for about $%.2f if all of them change ($%.2f of $%.2f are spent)",
+            *(predictor, _others_cost(sealed, predictor)),
+            *(ledger.spent_usd, run.task.settings.teacher.budget_usd),
+        )
     for role, examples in (("student", [*calibrate, *test]), ("base", test)):
         asked = local.answers(role, examples)
         rows[role] = [asked[example.id] for example in test]
     found = summary(run, rows)
-    if len(program.predictors) == 1:  # others are not certified, so nothing is compared
+    if program.distilled:  # others are not certified, so nothing is compared
         found["systems"][SELF_ASK] = local.doubts(test, rows["student"])
     write_json(run.stage("evaluate") / "summary.json", found)
+
+
+def _others_cost(answers: Sequence[Answer], predictor: str) -> float:
+    """US dollars that the calls of the other predictors have cost."""
+    calls = (call for answer in answers for call in answer.calls if call["predictor"] != predictor)
+    return sum(float(call["cost_usd"]) for call in calls)
 
 
 def stored_answers(store: Store, system: str, examples: Sequence[Example]) -> dict[str, Answer]:
@@ -294,6 +326,11 @@ def _identity(run: Run, role: str) -> str:
             "name": registration.name,  # holds template, stops and context
             "runtime": [registration.runtime, _runtime_version(registration)],
             "program": _captured(run)["program"],
+            **(
+                {"predictor": student.predictor, "others": _captured(run)["system"]}
+                if student.predictor
+                else {}
+            ),
             "data": run.task.data_sha256,  # a corrected label is judged anew
             "sampling": {
                 "temperature": 0.0,

@@ -6,7 +6,8 @@ import hashlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,12 @@ class Program:
         return {name: Predictor(name, _fields(predict)) for name, predict in self.module.named_predictors()}
 
     @property
+    def distilled(self) -> str | None:
+        """The predictor whose answers decide what may be routed; None where there are several."""
+        only = next(iter(self.predictors)) if len(self.predictors) == 1 else None
+        return self.task.settings.student.predictor or only
+
+    @property
     def names(self) -> dict[int, str]:
         """Predictor names by the `id` of the predictor."""
         return {id(predict): name for name, predict in self.module.named_predictors()}
@@ -93,6 +100,16 @@ class Program:
                 [f"metric gave {value!r} for example {example.id}; return a bool or a number from 0 to 1"]
             )
         return value
+
+    @contextmanager
+    def asking(self, predictor: str, lm: dspy.LM) -> Iterator[None]:
+        """Let one predictor ask a model of its own, whatever the others ask."""
+        predict = dict(self.module.named_predictors())[predictor]
+        before, predict.lm = predict.lm, lm
+        try:
+            yield
+        finally:
+            predict.lm = before
 
     def parse(self, predictor: str, completion: str) -> dict[str, Any]:
         """Output fields of a completion, as the program's adapter reads them.
@@ -144,6 +161,10 @@ def load(task: Task, state: Path | None = None, judge: dspy.LM | None = None) ->
         raise TaskError([f"program {task.settings.program} cannot be made: {_brief(error)}"]) from error
     if not list(module.named_predictors()):
         raise TaskError([f"program {task.settings.program} holds no predictor; use dspy.Predict in it"])
+    names = [name for name, _ in module.named_predictors()]
+    wanted = task.settings.student.predictor
+    if wanted and wanted not in names:
+        raise TaskError([f"student.predictor is {wanted!r}; {task.settings.program} has {', '.join(names)}"])
     return Program(task, module, metric, judge)
 
 
@@ -196,7 +217,8 @@ def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: s
         task=program.task.name,
         outputs=_outputs(prediction),
         score=score,
-        latency_ms=round(sum(call["latency_ms"] for call in calls) if role == "teacher" else elapsed, 3),
+        # what the teacher answered before is replayed in no time; how long it took then is what counts
+        latency_ms=round(sum(call["latency_ms"] for call in calls) if opened.traces else elapsed, 3),
         prompt_tokens=sum(call["prompt_tokens"] for call in calls),
         completion_tokens=sum(call["completion_tokens"] for call in calls),
         cost_usd=sum(call["cost_usd"] for call in calls),

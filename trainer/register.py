@@ -206,6 +206,7 @@ def _prompts(run: Run) -> list[Prompt]:
         (example, call["predictor"]): Prompt(example, call["predictor"], call["messages"])
         for example in wanted & set(answers)
         for call in answers[example].calls
+        if run.task.settings.student.predictor in (None, call["predictor"])
     }
     if not found:
         raise RegisterError("no captured prompt belongs to the calibrate split; run capture and curate again")

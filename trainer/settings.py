@@ -141,6 +141,8 @@ class StudentSettings(Section):
     """An adapter, one over a 4-bit base (CUDA), all weights, or a soft prompt alone."""
     quantize: Literal["f16", "q8_0", "q4_k_m"] = "q4_k_m"
     """Of the GGUF that is served: 16, 8.5 or about 4.8 bits a weight."""
+    predictor: str | None = None
+    """The one predictor of the program that is distilled; the teacher stays with the others. By default one model learns all."""
     deliver: Literal["merged", "adapter"] = "merged"
     """One whole model a task, or one base for several tasks and a small adapter for each (docs/adapters.md)."""
     max_tokens: int = Field(default=512, ge=1)

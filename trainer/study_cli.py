@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from trainer import pipeline, task
+from trainer.errors import TaskError
 from trainer.runs import Home, locked
 from trainer.traces import Store
 
@@ -156,6 +157,10 @@ def _opened(name: str, folder: Path, limit: int | None, context: int | None) -> 
     from trainer.studies import study as studies
 
     loaded = task.load(folder)
+    if loaded.settings.student.predictor and name != "forgetting":
+        raise TaskError(
+            ["student.predictor is set, and studies ask one model for the whole program; study it without"]
+        )
     home = Home.from_environment(os.environ)
     home.create()
     store = Store.open(home.database_url)

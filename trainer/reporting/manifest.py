@@ -67,7 +67,7 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
             },
             "cost_per_1k_usd": {
                 "teacher": evaluated["teacher"]["cost_per_1k_usd"],
-                "hybrid": evaluated["teacher"]["cost_per_1k_usd"] * (1 - hybrid["local_share"]),
+                "hybrid": hybrid["cost_per_1k_usd"],
             },
             "software": _software(),
             "seed": settings.seed,

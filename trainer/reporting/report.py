@@ -171,7 +171,7 @@ def _examples(run: Run, systems: Mapping[str, str]) -> dict[str, list[dict[str, 
 
 
 def _local(answer: Answer, prompt: PredictorPrompt) -> LocalAnswer | None:
-    call = answer.calls[0] if answer.calls else None
+    call = next((call for call in answer.calls if call["predictor"] == prompt.name), None)
     if call is None or fingerprint(call["messages"]) != prompt.fingerprint:
         return None
     text = query(call["messages"][-1]["content"], prompt.prefix, prompt.suffix)

@@ -143,7 +143,8 @@ def refused(run: Run, reason: str, missing: int | None) -> Run:
         "reason": reason,
         "rows_missing": missing,
     }
-    summary["hybrid"] |= {"local_share": 0.0, "risk": 0.0}
+    teacher = read_json(run.stage("evaluate") / "summary.json")["teacher"]["cost_per_1k_usd"]
+    summary["hybrid"] |= {"local_share": 0.0, "risk": 0.0, "cost_per_1k_usd": teacher}
     write_json(run.stage("certify") / "summary.json", summary)
     router = read_json(run.stage("certify") / "router.json")
     write_json(run.stage("certify") / "router.json", router | {"certified": False, "threshold": None})

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from tests.trainer.studies.pretend import studied_run
@@ -18,6 +19,17 @@ def study(run: Run, *words: str) -> Result:
     environment = {"HOMESTILL_HOME": str(run.home.root), "HOMESTILL_OFFLINE": "1"}
     name, *options = words
     return CliRunner().invoke(app, [name, str(run.task.folder), *options], env=environment)
+
+
+def test_a_model_for_one_predictor_is_not_studied_as_a_whole_program(tmp_path: Path) -> None:
+    run = studied_run(tmp_path)
+    file = run.task.folder / "task.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings.setdefault("student", {})["predictor"] = "sort"
+    file.write_text(yaml.safe_dump(settings))
+    error = study(run, "order", "--dry-run").exception
+    assert isinstance(error, TaskError)
+    assert "student.predictor is set" in str(error)
 
 
 @pytest.mark.parametrize(
