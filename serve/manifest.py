@@ -105,6 +105,8 @@ class Manifest(Part):
     version: Annotated[str, Field(pattern=rf"^{VERSION.pattern}$")]
     base: BaseInfo
     method: str
+    predictor: str | None = None
+    """The one predictor of the program that the model learned; the teacher stays with the others. None: it learned all."""
     data: DataInfo
     teacher: TeacherInfo
     model: ModelInfo
@@ -114,7 +116,7 @@ class Manifest(Part):
     router: RouterInfo
     latency_ms: dict[str, Latency]
     cost_per_1k_usd: dict[str, float]
-    """US dollars of API cost for 1,000 requests; the local machine's own cost is not in it."""
+    """By system, US dollars of API cost for 1,000 requests; the local machine's own cost is not in it."""
     software: dict[str, str]
     seed: int
     files: dict[FileName, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]

@@ -188,7 +188,7 @@ def outcome(run: Run) -> Outcome:
 
 def _outcome_rows(manifest: Manifest) -> list[list[str]]:
     latency = {"teacher": manifest.latency_ms["teacher"], "student": manifest.latency_ms["local"]}
-    cost = manifest.cost_per_1k_usd | {"student": 0.0, "base": 0.0}
+    cost = {"student": 0.0, "base": 0.0} | manifest.cost_per_1k_usd  # older releases name two systems
     return [
         [
             name,

@@ -7,6 +7,9 @@ they score is in the records of `--junitxml`.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,9 +25,11 @@ from dspy.clients.lm_local import LocalProvider
 from tests.contract.ollama_double import OllamaDouble
 from tests.contract.ollama_engine import Llama
 from tests.servers import serving
+from tests.trainer.training.support import running, wait_until
 from trainer.provider import OllamaProvider, at_least
 from trainer.provider.models import EmbeddedModels
-from trainer.runs import read_json
+from trainer.runs import read_json, read_jsonl
+from trainer.training.checkpoints import COMPLETE
 
 ROOT = Path(__file__).parents[2]
 TICKETS = ROOT / "examples" / "tickets"
@@ -274,6 +279,40 @@ def test_another_process_finds_the_model_again(box: Box, tuned: Any) -> None:
         found = other.lm(name(tuned), cache=False)
         assert found.model == tuned.lm.model
         assert program(found)(text=asked).category == tuned(text=asked).category
+
+
+FINETUNE = """
+import json, sys
+from tests.e2e.test_provider import sorter
+from pathlib import Path
+
+rows = json.loads(Path(sys.argv[1]).read_text())
+with sorter(Path(sys.argv[2]), "embedded") as provider:
+    print(provider.weights(provider.lm(cache=False).finetune(rows, "chat").result().model))
+"""
+
+
+def test_a_finetune_that_was_killed_goes_on_from_its_checkpoint(box: Box, tuned: Any, tmp_path: Path) -> None:
+    """kill -9 in the middle of it; called again it ends in the bytes of the one that was left alone."""
+    if box.double:
+        pytest.skip("the training is the same on every runtime")
+    (tmp_path / "rows.json").write_text(json.dumps(box.learned(tuned)), encoding="utf-8")
+    words = [sys.executable, "-c", FINETUNE, str(tmp_path / "rows.json"), str(tmp_path / "home")]
+    killed = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: any(tmp_path.glob(f"home/**/checkpoint-*/{COMPLETE}")), killed, 600)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    (spec,) = tmp_path.glob("home/**/train/work/spec.json")
+    wait_until(lambda: not running(spec))  # the training process notices that its parent is gone
+    left = read_jsonl(next(tmp_path.glob("home/**/metrics.jsonl")))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = Path(done.stdout.split()[-1])
+    whole = Path(box.provider.weights(tuned.lm.model))
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    metrics = read_jsonl(next(tmp_path.glob("home/**/metrics.jsonl")))
+    kept = [row for row in left if row in metrics]
+    assert len(kept) >= 1, "it began anew"
 
 
 def name(candidate: Any) -> str:

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import tiny_tokenizer
 from tests.tiny_run import conversations, tiny_run
-from tests.trainer.training.support import ONE_THREAD, curve
+from tests.trainer.training.support import ONE_THREAD, curve, running, wait_until
 from trainer import train
 from trainer.errors import DiskError, TrainError
 from trainer.runs import Run, read_json, read_jsonl, write_json, write_jsonl
@@ -143,27 +141,6 @@ def stage_process(root: Path, errors: Path) -> subprocess.Popen[bytes]:
 
 def longer_than(file: Path, lines: int) -> bool:
     return file.exists() and file.read_bytes().count(b"\n") > lines
-
-
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
-    """Poll; fail after two minutes, or when the process has ended."""
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None
-        time.sleep(0.005)
-
-
-def running(argument: Path) -> list[int]:
-    """Processes that were given this argument and are alive."""
-    import psutil
-
-    found = psutil.process_iter(["cmdline", "status"])
-    return [
-        each.pid
-        for each in found
-        if str(argument) in (each.info["cmdline"] or []) and each.info["status"] != psutil.STATUS_ZOMBIE
-    ]
 
 
 def test_rows_of_an_example_stay_together_and_long_ones_are_counted() -> None:

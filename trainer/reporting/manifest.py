@@ -49,6 +49,7 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
                 "sha256": read_json(run.stage("train") / "summary.json")["base_sha256"],
             },
             "method": settings.student.method,
+            "predictor": settings.student.predictor,
             "data": _data(run),
             "teacher": {"model": settings.teacher.model, "stand_in": settings.teacher.stand_in},
             "model": _model(run),
@@ -66,7 +67,7 @@ def manifest(run: Run, name: str, files: dict[str, str]) -> Manifest:
                 "local": evaluated["student"]["latency_ms"],
             },
             "cost_per_1k_usd": {
-                "teacher": evaluated["teacher"]["cost_per_1k_usd"],
+                **{role: evaluated[role]["cost_per_1k_usd"] for role in ("teacher", "base", "student")},
                 "hybrid": hybrid["cost_per_1k_usd"],
             },
             "software": _software(),

@@ -39,8 +39,9 @@ def sentence(manifest: Manifest, certificate: Mapping[str, Any]) -> str:
     """
     router = manifest.router
     if router.certified:
+        what = f"the calls of {manifest.predictor}" if manifest.predictor else "requests"
         return (
-            f"{percent(router.local_share)} of requests are answered locally, with at least "
+            f"{percent(router.local_share)} of {what} are answered locally, with at least "
             f"{exact(router.keep)} of the teacher's score at {exact(router.confidence)} confidence."
         )
     missing = certificate.get("rows_missing")
@@ -66,8 +67,8 @@ def criteria(manifest: Manifest, spent_usd: float) -> list[Criterion]:
 
 
 def percent(share: float) -> str:
-    """A measured share as whole percent, rounded down: 99.6 % is not shown as 100."""
-    return f"{int(100 * share + 1e-9)} %"
+    """A measured share as whole percent, rounded down: 99.6 % is not shown as 100, and something not as nothing."""
+    return "under 1 %" if 0 < share < 0.01 else f"{int(100 * share + 1e-9)} %"
 
 
 def exact(share: float) -> str:
@@ -115,6 +116,8 @@ def _latency(manifest: Manifest) -> Criterion:
 
 
 def _privacy(manifest: Manifest) -> Criterion:
+    if manifest.predictor:
+        return Criterion("Privacy", "no", "the program's other predictors tell the teacher of every request")
     share = manifest.router.local_share
     state: State = "partly" if share > 0 else "no"
     return Criterion(
@@ -123,6 +126,8 @@ def _privacy(manifest: Manifest) -> Criterion:
 
 
 def _offline(manifest: Manifest) -> Criterion:
+    if manifest.predictor:
+        return Criterion("Independence", "no", "the program's other predictors need the API")
     state: State = "partly" if manifest.router.certified else "no"
     return Criterion(
         "Independence",

@@ -43,7 +43,9 @@ def state_of(found: Manifest, name: str, spent: float = 1.0) -> tuple[str, str]:
     return next((each.state, each.text) for each in criteria(found, spent) if each.name == name)
 
 
-@pytest.mark.parametrize(("share", "text"), [(0.996, "99 %"), (1.0, "100 %"), (0.29, "29 %"), (0.0, "0 %")])
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.996, "99 %"), (1.0, "100 %"), (0.29, "29 %"), (0.004, "under 1 %"), (0.0, "0 %")]
+)
 def test_measured_shares_are_rounded_down(share: float, text: str) -> None:
     assert percent(share) == text
 
@@ -51,6 +53,16 @@ def test_measured_shares_are_rounded_down(share: float, text: str) -> None:
 @pytest.mark.parametrize(("share", "text"), [(0.995, "99.5 %"), (0.95, "95 %"), (0.29, "29 %")])
 def test_set_shares_are_exact(share: float, text: str) -> None:
     assert exact(share) == text
+
+
+def test_a_model_for_one_predictor_promises_no_more_than_that() -> None:
+    one = manifest(predictor="sort")
+    assert sentence(one, {}).startswith("86 % of the calls of sort are answered locally")
+    assert state_of(one, "Privacy") == (
+        "no",
+        "the program's other predictors tell the teacher of every request",
+    )
+    assert state_of(one, "Independence")[0] == "no"
 
 
 def test_a_certificate_in_a_sentence() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.tiny_run import tiny_run
 from trainer import prepare
@@ -39,3 +43,24 @@ def curve(work: Path) -> list[tuple[int, float]]:
     """Step and loss of every line of metrics.jsonl, evaluations included."""
     rows = read_jsonl(work.parent / "metrics.jsonl")
     return [(row["step"], row["loss"] if "loss" in row else row["eval_loss"]) for row in rows]
+
+
+def wait_until(
+    reached: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, seconds: float = 120
+) -> None:
+    """Poll; fail after so long, or when the process has ended."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None
+        time.sleep(0.005)
+
+
+def running(argument: Path) -> list[int]:
+    """Processes that were given this argument and are alive."""
+    found = psutil.process_iter(["cmdline", "status"])
+    return [
+        each.pid
+        for each in found
+        if str(argument) in (each.info["cmdline"] or []) and each.info["status"] != psutil.STATUS_ZOMBIE
+    ]
