@@ -26,6 +26,7 @@ from trainer.errors import TrainError
 from trainer.runs import sha256_file, sha256_json, write_json, write_text
 
 SENTENCE_PIECE = "spiece.model"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CHAT = "{%- for message in messages %}{{- message['content'] + eos_token }}{%- endfor %}"
 NEEDED = "\n" + string.punctuation + string.digits + string.ascii_letters
 """What a vocabulary must be able to tell apart; spaces it knows as the beginning of a word."""
@@ -54,7 +55,9 @@ def ready(base: Path, cache: Path) -> Path:
             f"{base} holds no {SENTENCE_PIECE}, from which T5's tokenizer is read; "
             "add the file from the model's publisher"
         )
-    identity = [LAYOUT, str(base.resolve()), sha256_file(pieces), sha256_file(base / "config.json")]
+    weights = sorted(file.name for pattern in WEIGHTS for file in base.glob(pattern))
+    hashes = [sha256_file(file) for file in (pieces, base / "config.json")]
+    identity = [LAYOUT, str(base.resolve()), *weights, *hashes]
     place = cache / "t5" / sha256_json(identity)[:16]
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ def teach(t5_model: Any) -> None:
 
 
 def _write(base: Path, folder: Path) -> None:
-    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+    for pattern in WEIGHTS:
         for file in base.glob(pattern):
             (folder / file.name).symlink_to(file.resolve())
     for name in ("config.json", "generation_config.json", SENTENCE_PIECE):
