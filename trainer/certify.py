@@ -144,20 +144,32 @@ def _unmeasured(run: Run, prompts: Sequence[_Prompt]) -> str:
             f"the program has {len(prompts)} predictors; a run that mixes local and teacher calls was not "
             f"measured: name the one to distil in student.predictor ({names})"
         )
-    name = prompts[0].predictor.name
-    most = max(
-        (
-            sum(call["predictor"] == name for call in answer.calls)
-            for answer in run.store.answers(_systems(run)["student"]).values()
-        ),
-        default=0,
-    )
+    most = _most_routed(run, prompts[0])
     if most > 1:
         return (
-            f"the program calls {name} up to {most} times for one example; a run that mixes local and "
+            f"the program asks what would be routed up to {most} times for one example; a run that mixes local and "
             "teacher calls was not measured, so only a single call is certified"
         )
     return ""
+
+
+def _most_routed(run: Run, prompt: _Prompt) -> int:
+    """Most calls of an example, the student's or the teacher's, that a router would take for the measured one.
+
+    It goes by the prompt: a second predictor with the same signature counts. Where the student answered for
+    the whole program, every call of a run does.
+    """
+    whole, systems = run.task.settings.student.predictor is None, _systems(run)
+    answers = (
+        answer for role in ("student", "teacher") for answer in run.store.answers(systems[role]).values()
+    )
+    return max(
+        (
+            sum(whole or prompt.query(call["messages"]) is not None for call in answer.calls)
+            for answer in answers
+        ),
+        default=0,
+    )
 
 
 def _systems(run: Run) -> dict[str, str]:

@@ -31,7 +31,9 @@ from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, w
 from trainer.runtimes.choice import runtime
 from trainer.runtimes.local import Chat, Registration
 from trainer.statistics.scores import Interval, mean_interval, ratio_interval
+from trainer.teacher import others
 from trainer.teacher.client import open_ledger, teacher_lm
+from trainer.teacher.prices import Ledger
 from trainer.traces import Answer, Store
 
 Ask = Callable[[Example], Answer]
@@ -146,7 +148,8 @@ class _Local:
         if all(example.id in found for example in examples):
             return found
         with self.source.serving(_registration(self.run, role)) as endpoint:
-            answer_all(store, system, role, examples, asking(endpoint))
+            predictor = self.run.task.settings.student.predictor
+            answer_all(store, system, role, examples, asking(endpoint), local=predictor)
         return store.answers(system)
 
 
@@ -187,27 +190,44 @@ def run(
         raise EvaluateError("the test split is empty; add examples, or enlarge curate.split.test")
     known = stored_answers(run.store, _captured(run)["system"], [*calibrate, *test])
     rows = {"teacher": [known[example.id] for example in test]}
-    if predictor := run.task.settings.student.predictor:
-        sealed = [known[example.id] for example in [*calibrate, *test, *test]]  # the base answers test too
-        log.warning(
-            "evaluate: the teacher answers for all predictors but %s; prompts that a local answer changes are "
-            "bought, for about $%.2f if all of them change ($%.2f of $%.2f are spent)",
-            *(predictor, _others_cost(sealed, predictor)),
-            *(ledger.spent_usd, run.task.settings.teacher.budget_usd),
-        )
-    for role, examples in (("student", [*calibrate, *test]), ("base", test)):
+    predictor, mixed = run.task.settings.student.predictor, []
+    asking = (("student", [*calibrate, *test]), ("base", test))
+    if predictor:
+        _announce(run, predictor, known, asking, ledger)
+    for role, examples in asking:
         asked = local.answers(role, examples)
+        mixed += [asked[example.id] for example in examples]
         rows[role] = [asked[example.id] for example in test]
     found = summary(run, rows)
+    if predictor:
+        found["bought_usd"] = round(others.bought(known, mixed, predictor), 6)
     if program.distilled:  # others are not certified, so nothing is compared
         found["systems"][SELF_ASK] = local.doubts(test, rows["student"])
     write_json(run.stage("evaluate") / "summary.json", found)
 
 
-def _others_cost(answers: Sequence[Answer], predictor: str) -> float:
-    """US dollars that the calls of the other predictors have cost."""
-    calls = (call for answer in answers for call in answer.calls if call["predictor"] != predictor)
-    return sum(float(call["cost_usd"]) for call in calls)
+def _announce(
+    run: Run,
+    predictor: str,
+    known: Mapping[str, Answer],
+    asking: Sequence[tuple[str, Sequence[Example]]],
+    ledger: Ledger,
+) -> None:
+    """Say what the other predictors' calls may cost, before the first one is made."""
+    missing = [
+        known[example.id]
+        for role, examples in asking
+        for found in [run.store.answers(_identity(run, role))]
+        for example in examples
+        if example.id not in found
+    ]
+    if missing:
+        log.warning(
+            "evaluate: the teacher answers for all predictors but %s; prompts that a local answer changes are bought: "
+            "about $%.2f if all of them change and the answers are as long ($%.2f of $%.2f are spent)",
+            *(predictor, others.usual_cost(missing, predictor)),
+            *(ledger.spent_usd, run.task.settings.teacher.budget_usd),
+        )
 
 
 def stored_answers(store: Store, system: str, examples: Sequence[Example]) -> dict[str, Answer]:
@@ -226,8 +246,13 @@ def stored_answers(store: Store, system: str, examples: Sequence[Example]) -> di
     return {example.id: found[example.id] for example in examples}
 
 
-def answer_all(store: Store, system: str, role: str, examples: Sequence[Example], ask: Ask) -> None:
+def answer_all(
+    store: Store, system: str, role: str, examples: Sequence[Example], ask: Ask, *, local: str | None = None
+) -> None:
     """Ask a system, in order, for each example that it has no stored answer to.
+
+    Args:
+        local: the one predictor whose calls the system answers itself; None: all of them.
 
     Each answer is stored before the next is asked for. A truncated one counts as wrong, whatever it scored.
     """
@@ -236,7 +261,7 @@ def answer_all(store: Store, system: str, role: str, examples: Sequence[Example]
     with progress(f"evaluate {role}", len(examples), done) as advance:
         for example in examples:
             if example.id not in found:
-                store.add_answer(_without_truncated(ask(example)))
+                store.add_answer(_without_truncated(ask(example), local))
                 advance()
 
 
@@ -305,8 +330,13 @@ def retention(student: Sequence[Answer], teacher: Sequence[Answer], seed: int) -
     }
 
 
-def _without_truncated(answer: Answer) -> Answer:
-    cut = [call["predictor"] for call in answer.calls if call.get("finish_reason") == "length"]
+def _without_truncated(answer: Answer, local: str | None) -> Answer:
+    """An answer that a local model did not end is wrong; `local` names the predictor that it gave, None: all."""
+    cut = [
+        call["predictor"]
+        for call in answer.calls
+        if call.get("finish_reason") == "length" and local in (None, call["predictor"])
+    ]
     if not cut:
         return answer
     error = f"{TRUNCATED}: {', '.join(cut)} reached the limit of answer tokens"

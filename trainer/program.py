@@ -161,11 +161,26 @@ def load(task: Task, state: Path | None = None, judge: dspy.LM | None = None) ->
         raise TaskError([f"program {task.settings.program} cannot be made: {_brief(error)}"]) from error
     if not list(module.named_predictors()):
         raise TaskError([f"program {task.settings.program} holds no predictor; use dspy.Predict in it"])
-    names = [name for name, _ in module.named_predictors()]
-    wanted = task.settings.student.predictor
-    if wanted and wanted not in names:
-        raise TaskError([f"student.predictor is {wanted!r}; {task.settings.program} has {', '.join(names)}"])
+    if faults := _predictor_faults(task, dict(module.named_predictors())):
+        raise TaskError(faults)
     return Program(task, module, metric, judge)
+
+
+def _predictor_faults(task: Task, predictors: Mapping[str, Any]) -> list[str]:
+    faults = [
+        f"{name} of {task.settings.program} asks a model of its own, whose calls would be neither stored nor counted "
+        "against the budget; take its lm away"
+        for name, predict in predictors.items()
+        if predict.lm is not None
+    ]
+    wanted, names = task.settings.student.predictor, list(predictors)
+    if wanted and wanted not in names:
+        faults.append(f"student.predictor is {wanted!r}; {task.settings.program} has {', '.join(names)}")
+    elif wanted and names == [wanted]:
+        faults.append(
+            f"student.predictor is {wanted!r}, the only predictor of {task.settings.program}; leave it out"
+        )
+    return faults
 
 
 def answer(program: Program, example: Example, lm: dspy.LM, role: str, system: str) -> Answer:
@@ -197,11 +212,11 @@ def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: s
         except (AdapterParseError, ContextWindowExceededError) as error:
             fault = _brief(error)
         except LMError as error:
-            raise _translated(error, failure) from error
+            raise _translated(error, TeacherError if opened.refused else failure) from error
         except Exception as error:  # noqa: BLE001  the program's own code failed on this answer: it counts as wrong
             fault = _brief(error)
     if opened.refused:
-        raise _translated(opened.refused, failure) from opened.refused
+        raise _translated(opened.refused, TeacherError) from opened.refused
     elapsed = (time.perf_counter() - started) * 1000
     calls = list(opened.calls)
     score, strict = 0.0, 0.0

@@ -307,6 +307,18 @@ def test_a_program_of_several_predictors_is_refused(tmp_path: Path) -> None:
     assert [prompt.name for prompt in router.predictors] == ["sort", "check"]
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_second_call_is_refused_whoever_makes_it_and_whatever_it_asks(tmp_path: Path, role: str) -> None:
+    """The student answered for the whole program, so a call of none of its predictors was local too."""
+    run = make_run(tmp_path, Student(), 60, test=20)
+    first = call(3, [], "[[ ## label ## ]]\nodd")
+    other = {**first, "predictor": "judge", "messages": [{"role": "user", "content": "something else"}]}
+    run.store.add_answer(stored(role, 999, 1.0, [first, other]))
+    router, _ = outcome(run)
+    assert not router.certified
+    assert "up to 2 times" in router.reason
+
+
 def test_missing_answers_are_an_error(tmp_path: Path) -> None:
     run = make_run(tmp_path, Student(), 60, test=20)
     write_json(

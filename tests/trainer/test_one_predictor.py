@@ -12,6 +12,7 @@ import dspy
 import httpx
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
+from dspy.utils.exceptions import LMAuthError
 
 from serve.runtime.embedded import Endpoint
 from tests.tasks import SETTINGS, row, write_task
@@ -44,6 +45,7 @@ def right(example, prediction, trace=None):
 """
 WRONG = "word number 7"
 PRICE = {"input": 100, "output": 100}
+CALL_USD = 15 * 100 / 1e6
 
 
 def said(request: Request, answers: dict[str, str], model: str) -> Response:
@@ -98,6 +100,10 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> Teacher:
 
 @pytest.fixture
 def run(tmp_path: Path, teacher: Teacher) -> Iterator[Run]:
+    yield from captured(tmp_path, PROGRAM)
+
+
+def captured(tmp_path: Path, source: str) -> Iterator[Run]:
     """A run whose capture and curation are done."""
     folder = write_task(
         tmp_path / "task",
@@ -107,7 +113,7 @@ def run(tmp_path: Path, teacher: Teacher) -> Iterator[Run]:
         student={"predictor": "sort"},
         teacher=SETTINGS["teacher"] | {"price_per_1m": PRICE},
     )
-    (folder / "program.py").write_text(PROGRAM)
+    (folder / "program.py").write_text(source)
     home = Home(tmp_path / "home")
     store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
     made = Run(task.load(folder), home, store, home.runs("words") / "one", environment={}, force=True)
@@ -152,12 +158,15 @@ def test_the_teacher_answers_for_the_others_and_only_what_changed_is_bought(
     changed = [answer for answer in student.values() if answer.outputs["label"] != label_of(answer.example)]
     assert len(changed) == 1, "the wrong word is in neither sealed split; choose another"
     again = sum(teacher.bought.values()) - captured
+    assert summary["bought_usd"] == pytest.approx(again * CALL_USD)
     assert 1 <= again <= 2, "of student and base, one sentence each: its label was never told of that example"
     assert all(
         [call["predictor"] for call in answer.calls] == ["sort", "tell"] for answer in student.values()
     )
     assert "for all predictors but sort" in caplog.text
+    caplog.clear()
     assert evaluated(run, Local()) == summary
+    assert "for all predictors" not in caplog.text, "nothing is left to be bought"
     assert sum(teacher.bought.values()) - captured == again
 
 
@@ -167,23 +176,62 @@ def label_of(identity: str) -> str:
 
 def test_what_the_others_cost_is_in_the_price(run: Run) -> None:
     summary = evaluated(run, Local())
-    one_call = 15 * PRICE["input"] / 1e6 * 1000
-    assert summary["teacher"]["cost_per_1k_usd"] == pytest.approx(2 * one_call)
-    assert summary["student"]["cost_per_1k_usd"] == pytest.approx(one_call)
+    assert summary["teacher"]["cost_per_1k_usd"] == pytest.approx(2000 * CALL_USD)
+    assert summary["student"]["cost_per_1k_usd"] == pytest.approx(1000 * CALL_USD)
 
 
 def test_it_is_certified_on_whole_runs(run: Run) -> None:
-    write_json(
-        run.stage("export") / "summary.json",
-        {"model": {"sha256": "a" * 64, "quantization": "f16"}, "template": {}},
-    )
-    evaluated(run, Local())
-    certify.run(run)
-    router = read_json(run.stage("certify") / "router.json")
+    router = certified(run)
     assert [prompt["name"] for prompt in router["predictors"]] == ["sort"]
     assert router["model"] is not None
     assert "predictors" not in router["reason"]
     assert read_json(run.stage("certify") / "summary.json")["hybrid"]["cost_per_1k_usd"] > 0
+
+
+def certified(run: Run) -> dict[str, Any]:
+    exported = {"model": {"sha256": "a" * 64, "quantization": "f16"}, "template": {}}
+    write_json(run.stage("export") / "summary.json", exported)
+    evaluated(run, Local())
+    certify.run(run)
+    router: dict[str, Any] = read_json(run.stage("certify") / "router.json")
+    return router
+
+
+def test_another_predictor_with_the_same_prompt_is_routed_too_and_so_refused(
+    tmp_path: Path, teacher: Teacher
+) -> None:
+    asked_twice = PROGRAM.replace('"label -> sentence"', '"text -> label"').replace(
+        "self.tell(label=label).sentence", 'f"It is {self.tell(text=text).label}."'
+    )
+    for made in captured(tmp_path, asked_twice):
+        router = certified(made)
+        assert router["model"] is None
+        assert "asks what would be routed up to 2 times" in router["reason"]
+
+
+def test_an_answer_of_the_teacher_that_is_cut_off_counts_as_in_its_own_runs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = program.answer
+
+    def cut(*args: Any) -> Any:
+        found = whole(*args)
+        found.calls[-1]["finish_reason"] = "length"
+        return found
+
+    monkeypatch.setattr(program, "answer", cut)
+    assert evaluated(run, Local())["student"]["mean"] > 0.9
+
+
+def test_a_teacher_that_fails_is_the_teachers_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Expired:
+        def complete(self, request: Request) -> Response:
+            raise LMAuthError("401 invalid key", model="pretend")
+
+    lm = dspy.LM("openai/pretend", engine=Expired(), cache=False, num_retries=0)
+    monkeypatch.setattr(client, "make_client", lambda *_: lm)
+    with pytest.raises(TeacherError, match="401 invalid key"):
+        evaluated(run, Local())
 
 
 def test_offline_a_changed_prompt_is_an_error_that_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,4 +246,16 @@ def test_offline_a_changed_prompt_is_an_error_that_says_so(run: Run, monkeypatch
 def test_a_predictor_that_the_program_lacks(tmp_path: Path) -> None:
     folder = write_task(tmp_path / "task", student={"predictor": "sorter"})
     with pytest.raises(TaskError, match=r"student.predictor is 'sorter'; program.py:Sorter has sort"):
+        program.load(task.load(folder))
+    only = write_task(tmp_path / "only", student={"predictor": "sort"})
+    with pytest.raises(TaskError, match=r"'sort', the only predictor of program.py:Sorter; leave it out"):
+        program.load(task.load(only))
+
+
+def test_a_predictor_with_a_model_of_its_own(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "task")
+    own = 'self.sort = dspy.Predict(Sort)\n        self.sort.lm = dspy.LM("openai/other")'
+    text = (folder / "program.py").read_text()
+    (folder / "program.py").write_text(text.replace("self.sort = dspy.Predict(Sort)", own))
+    with pytest.raises(TaskError, match=r"sort of program.py:Sorter asks a model of its own"):
         program.load(task.load(folder))

@@ -65,7 +65,7 @@ def context(run: Run, manifest: Manifest, reasons: Sequence[str]) -> dict[str, A
         name: _summary(run, name) for name in ("capture", "curate", "train", "export", "evaluate", "certify")
     }
     evaluated, certified = stages["evaluate"], stages["certify"]
-    spent = float(stages["capture"]["cost_usd"])
+    spent = float(stages["capture"]["cost_usd"]) + evaluated.get("bought_usd", 0.0)
     return {
         "m": manifest,
         "reasons": reasons,
