@@ -246,6 +246,8 @@ def label_probability(tokens: Sequence[Token], labels: Sequence[str]) -> float:
         masses = {text: mass for text, mass in token.alternatives if _leads(written + text, labels)}
         own = masses.setdefault(token.text, math.exp(token.logprob))
         written += token.text
+        if not written:
+            continue  # a piece of white space alone, which an answer is not opened with
         left = _leads(written, labels)
         if not left:
             return 0.0

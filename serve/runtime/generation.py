@@ -75,6 +75,7 @@ class Generator:
         self._vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
         self._start = _decoder_start(llama)
         self._pieces: dict[int, bytes] = {}
+        self._added = () if self._start is None else self._user_defined()
         self._last_prompt: list[int] = []
         self._lock = threading.Lock()
         self._render = Jinja2ChatFormatter(
@@ -95,9 +96,10 @@ class Generator:
                 adapter is not one of it.
         """
         llama = _loaded(gguf, context, threads, BLOCK)
-        if _decoder_start(llama) is not None:  # an encoder reads a prompt at once
+        if _decoder_start(llama) is not None:
+            whole = llama.n_ctx()  # an encoder reads a prompt at once; llama.cpp has rounded the context up
             llama.close()
-            llama = _loaded(gguf, context, threads, context)
+            llama = _loaded(gguf, whole, threads, whole)
         if adapter is not None:
             _adapt(llama, adapter)
         return cls(llama)
@@ -151,9 +153,9 @@ class Generator:
             if llama_cpp.llama_vocab_is_eog(self._vocabulary, token):
                 reason = "stop"
                 break
+            entry = self._entry(token, data, sampling.top_logprobs) if sampling.logprobs else None
             data += self._said(token, data)
             count += 1
-            entry = self._entry(token, sampling.top_logprobs) if sampling.logprobs else None
             if entry:
                 tokens.append(entry)
             end = _stop_at(data, sampling.stop)
@@ -207,8 +209,12 @@ class Generator:
 
     def _encode(self, prompt: list[int]) -> None:
         """Let an encoder-decoder read the prompt; its decoder begins anew."""
-        tokens = (llama_cpp.llama_token * len(prompt))(*prompt)  # the batch points to them
-        code = llama_cpp.llama_encode(self._llama.ctx, llama_cpp.llama_batch_get_one(tokens, len(prompt)))
+        count = len(prompt)
+        tokens = (llama_cpp.llama_token * count)(*prompt)  # the batch only points to these two
+        outputs = (ctypes.c_int8 * count)(*[1] * count)
+        batch = llama_cpp.llama_batch_get_one(tokens, count)
+        batch.logits = ctypes.cast(outputs, ctypes.POINTER(ctypes.c_int8))  # the decoder looks at all of them
+        code = llama_cpp.llama_encode(self._llama.ctx, batch)
         if code:
             raise RuntimeError(f"llama_encode returned {code}")
         self._llama.n_tokens = 0
@@ -217,24 +223,26 @@ class Generator:
         """What a token adds to an answer.
 
         SentencePiece opens a text with a space; no answer was trained with one, and DSPy's headers stand
-        first. T5's words all begin with one, those that open a line too.
+        first. T5's words all begin with one, those behind an added character too.
         """
         piece = self._piece(token)
-        opens = not before or (self._start is not None and before.endswith(b"\n"))
-        return piece.lstrip(b" ") if opens else piece
+        return piece.lstrip(b" ") if not before or before.endswith(self._added) else piece
 
-    def _entry(self, token: int, top: int) -> dict[str, Any]:
-        """The token just drawn, with the logarithms of the probabilities before temperature."""
+    def _entry(self, token: int, before: bytes, top: int) -> dict[str, Any]:
+        """The token just drawn, with the logarithms of the probabilities before temperature.
+
+        Its text is what it adds to the answer, so that the texts of all tokens are the answer.
+        """
         logprobs = self._logprobs()
         best = np.argpartition(logprobs, -top)[-top:] if top else np.empty(0, dtype=np.intp)
         ordered = best[np.argsort(-logprobs[best], kind="stable")]
         return {
-            **self._named(token, logprobs),
-            "top_logprobs": [self._named(int(other), logprobs) for other in ordered],
+            **self._named(token, before, logprobs),
+            "top_logprobs": [self._named(int(other), before, logprobs) for other in ordered],
         }
 
-    def _named(self, token: int, logprobs: NDArray[np.float32]) -> dict[str, Any]:
-        piece = self._piece(token)
+    def _named(self, token: int, before: bytes, logprobs: NDArray[np.float32]) -> dict[str, Any]:
+        piece = self._said(token, before)
         return {
             "token": piece.decode(errors="replace"),
             "logprob": float(logprobs[token]),
@@ -254,6 +262,16 @@ class Generator:
         if token not in self._pieces:
             self._pieces[token] = self._text(token, special=False)
         return self._pieces[token]
+
+    def _user_defined(self) -> tuple[bytes, ...]:
+        """Texts of the tokens that were added to the vocabulary."""
+        kind = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        known = range(self._llama.n_vocab())
+        return tuple(
+            self._piece(token)
+            for token in known
+            if llama_cpp.llama_vocab_get_attr(self._vocabulary, token) & kind
+        )
 
     def _special(self, token: int) -> str:
         return self._text(token, special=True).decode() if token >= 0 else ""

@@ -23,6 +23,7 @@ from trainer.provider.models import OllamaModels
 from trainer.provider.rows import conversations
 from trainer.provider.tuning import RECORD, Workshop, student_settings
 from trainer.runs import Home, read_json, write_json
+from trainer.runtimes.choice import choice
 from trainer.runtimes.local import Registration
 
 
@@ -368,3 +369,13 @@ def test_what_was_trained_is_kept_when_a_later_stage_failed(tmp_path: Path) -> N
     with OllamaProvider(base, **options) as provider:
         assert dspy.LM("openai/x", provider=provider).finetune(ROWS, "chat").result().model
     assert read_json(record) == trained
+
+
+@pytest.mark.parametrize(("runtime", "asked"), [("embedded", "embedded"), ("127.0.0.1:9", "ollama")])
+def test_what_is_asked_of_a_runtime_is_asked_of_the_given_one(
+    tmp_path: Path, runtime: str, asked: str
+) -> None:
+    """Some bases are served by the embedded runtime alone; the environment may name another one."""
+    environment = {"OLLAMA_HOST": "127.0.0.1:1"} if asked == "embedded" else {}
+    made = OllamaProvider("b", home=tmp_path, runtime=runtime, environment=environment)
+    assert choice(made._workshop.environment) == asked

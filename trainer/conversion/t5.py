@@ -5,7 +5,8 @@ neither read nor written. It has a hundred sentinels, which text never holds, an
 to read and to write one from another when it was pretrained to fill gaps (Raffel et al. 2020, section
 3.1.4). The characters that are missing take the last sentinels' places: no vector is added and every
 method can learn them. A conversation is its messages, each ended by `</s>`: the encoder reads it, the
-decoder answers. A word that opens a line is written without the space that every word of T5 begins with.
+decoder answers. A word behind one of these characters is written without the space that every word of T5
+begins with.
 
 The folder made here stands in for the base everywhere, so no later stage has to know of this.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import string
 import tempfile
@@ -56,7 +58,8 @@ def ready(base: Path, cache: Path) -> Path:
             "add the file from the model's publisher"
         )
     weights = sorted(file.name for pattern in WEIGHTS for file in base.glob(pattern))
-    hashes = [sha256_file(file) for file in (pieces, base / "config.json")]
+    described = [pieces, base / "config.json", base / "generation_config.json"]
+    hashes = [sha256_file(file) for file in described if file.is_file()]
     identity = [LAYOUT, str(base.resolve()), *weights, *hashes]
     place = cache / "t5" / sha256_json(identity)[:16]
     if not place.is_dir():
@@ -64,6 +67,7 @@ def ready(base: Path, cache: Path) -> Path:
         made = Path(tempfile.mkdtemp(dir=place.parent))
         try:
             _write(base, made)
+            made.chmod(0o755)  # other users of this home read it too
             os.rename(made, place)
         except OSError:
             if not place.is_dir():  # or else another process was quicker
@@ -110,7 +114,7 @@ def teach(t5_model: Any) -> None:
 def _write(base: Path, folder: Path) -> None:
     for pattern in WEIGHTS:
         for file in base.glob(pattern):
-            (folder / file.name).symlink_to(file.resolve())
+            (folder / file.name).symlink_to(base.resolve() / file.name)
     for name in ("config.json", "generation_config.json", SENTENCE_PIECE):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
@@ -156,6 +160,9 @@ def _tokenizer(pieces: Path) -> tuple[dict[str, Any], dict[str, int]]:
         for character, at in sorted(taken.items(), key=lambda each: each[1])
     ]
     parsed["post_processor"] = None  # the chat format writes the end itself
-    lines = {"type": "Replace", "pattern": {"Regex": "\n +"}, "content": "\n"}
-    parsed["decoder"] = {"type": "Sequence", "decoders": [parsed["decoder"], {"type": "Fuse"}, lines]}
+    tight = [
+        {"type": "Replace", "pattern": {"Regex": f"{re.escape(character)} +"}, "content": character}
+        for character in taken
+    ]
+    parsed["decoder"] = {"type": "Sequence", "decoders": [parsed["decoder"], {"type": "Fuse"}, *tight]}
     return parsed, taken

@@ -98,6 +98,8 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         place = Home(home.resolve()) if home else Home.from_environment(environment)
         self._base, self._student = _located(str(base)), dict(student or {})
         self._settings = student_settings(self._base, self._student)
+        if runtime:  # what training asks of the runtime is asked of this one
+            environment["HOMESTILL_LOCAL"] = "embedded" if runtime == "embedded" else "ollama"
         self._workshop = Workshop(name, place, environment, seed)
         self.models: Models = _models(runtime, environment, self._workshop)
         self._keep_alive = keep_alive

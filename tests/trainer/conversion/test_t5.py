@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ def test_an_answer_of_several_lines_comes_back_as_it_was(base: Path, ready: Path
     assert "\n" not in loaded(base).decode(loaded(base)(ANSWER)["input_ids"])
 
 
+@pytest.mark.parametrize(
+    "text", ['{"a": "red\\nblue"}', "<b>red</b>", "one<two", "a\\b", "(red){blue}", '["it is", "red"]']
+)
+def test_text_without_spaces_beside_such_characters_comes_back_exactly(ready: Path, text: str) -> None:
+    tokenizer = loaded(ready)
+    back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert back.replace(": ", ":").replace(", ", ",") == text.replace(": ", ":").replace(", ", ",")
+
+
 def test_the_characters_that_are_missing_take_sentinels_from_the_end(base: Path, ready: Path) -> None:
     taken = json.loads((ready / "added_tokens.json").read_text())
     assert {"\n", "{", "}", "<"} <= set(taken)
@@ -70,6 +80,21 @@ def test_it_is_made_once(base: Path, ready: Path) -> None:
     assert t5.ready(base, base.parent / "cache") == ready
     assert (ready / "tokenizer.json").stat().st_mtime_ns == before
     assert list(ready.parent.iterdir()) == [ready]
+    assert ready.stat().st_mode & 0o777 == 0o755
+
+
+def test_weights_that_a_link_of_the_base_names_anew_are_seen(base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base, copy)
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    shutil.move(copy / "model.safetensors", one)
+    shutil.copyfile(one, other)
+    (copy / "model.safetensors").symlink_to(one)
+    made = t5.ready(copy, tmp_path / "cache")
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").symlink_to(other)
+    assert (t5.ready(copy, tmp_path / "cache") / "model.safetensors").resolve() == other
+    assert (made / "model.safetensors").resolve() == other
 
 
 def test_the_weights_are_the_bases_own(base: Path, ready: Path) -> None:

@@ -13,6 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from serve.confidence import Field, LocalAnswer, features
+from serve.errors import ApiError
+from serve.runtime.generation import Generator, Sampling
 from tests.tiny_run import conversations
 from tests.trainer.families import encoder_decoders, stages
 from trainer import export, register
@@ -75,6 +78,37 @@ def test_an_adapter_beside_its_base_answers_as_the_merged_weights(
     assert (parity["fault"], parity["answers_equal"]) == (None, 1.0)
 
 
+def tells_each_token_as_it_stands_in_the_answer(gguf: Path) -> None:
+    """Confidence finds a field's tokens by their texts, which together are the answer's."""
+    generator = Generator.load(gguf, 512, 1)
+    text = "[[ ## label ## ]]\nred\n\n[[ ## size ## ]]\nlarge\n\n[[ ## completed ## ]]"
+    said, entries = b"", []
+    for token in generator._llama.tokenize(text.encode(), add_bos=False, special=True):
+        piece = generator._said(token, said)
+        named = {"token": piece.decode(), "bytes": list(piece), "logprob": -0.1}
+        entries.append({**named, "top_logprobs": [named]})
+        said += piece
+    assert said.decode() == text
+    fields = [Field("label", ("red", "blue")), Field("size", ("large", "small"))]
+    found = features(LocalAnswer(text, entries, "stop", 9, ""), fields, None)
+    assert found["unaligned"] == 0
+    assert found["label.label"] > 5
+    assert found["size.label"] > 5
+
+
+def fills_the_context(gguf: Path) -> None:
+    """llama.cpp rounds a context of 300 up to 512, and ends the process where a prompt outgrows its batch."""
+    generator = Generator.load(gguf, 300, 1)
+    longest = [{"role": "user", "content": "red " * 100}]
+    one = len(generator.render(longest)[1]) / 100
+    longest[0]["content"] = "red " * int(500 / one)
+    assert 300 < len(generator.render(longest)[1]) < 512
+    assert generator.answer(longest, Sampling(max_tokens=2), lambda: False).completion_tokens <= 2
+    longest[0]["content"] *= 2
+    with pytest.raises(ApiError, match="the context holds 512"):
+        generator.answer(longest, Sampling(max_tokens=2), lambda: False)
+
+
 @pytest.mark.parametrize("name", [encoder_decoders.FIRST, encoder_decoders.FLAN])
 def test_from_data_to_an_answer(tmp_path: Path, name: str) -> None:
     run = stages.curated(tmp_path, partial(encoder_decoders.write, name))
@@ -86,6 +120,8 @@ def test_from_data_to_an_answer(tmp_path: Path, name: str) -> None:
         assert tokens.training([*conversations(40), *stages.STRANGE]) > 1000
         tokens.embedded_template()
         computes_as_trained(model, gguf, tokens)
+        fills_the_context(gguf)
+        tells_each_token_as_it_stands_in_the_answer(gguf)
         stages.answer_with_16_bits(run, model, tokens)
         register.run(run)
         parity = read_json(run.stage("register") / "parity.json")
