@@ -7,10 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from trainer.process import OFFLINE, QUIET
 
 os.environ.setdefault("GOMP_SPINCOUNT", QUIET["GOMP_SPINCOUNT"])  # read once, when a test first imports torch
+
+# how fast a machine is proves nothing, and a server that all examples share is made for them
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

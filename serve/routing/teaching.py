@@ -52,7 +52,7 @@ class Teaching:
         Raises:
             Withheld, UpstreamDown, UpstreamRefused.
         """
-        body, redacted, reservation = self._prepared(call, teacher)
+        body, redacted, reservation = await self._prepared(call, teacher)
         try:
             answer = await call.wait_for(teacher.chat(body, partial(_tried_again, call, reservation)))
         except BaseException as error:
@@ -69,7 +69,7 @@ class Teaching:
         Raises:
             Withheld, UpstreamDown, UpstreamRefused.
         """
-        body, redacted, reservation = self._prepared(call, teacher)
+        body, redacted, reservation = await self._prepared(call, teacher)
         body["stream"] = True
         body["stream_options"] = {**(call.body.get("stream_options") or {}), "include_usage": True}
         events = teacher.chat_stream(body, partial(_tried_again, call, reservation))
@@ -86,7 +86,9 @@ class Teaching:
         followed = _followed(first, events, call, collector, paid)
         return _restored_stream(followed, redacted) if redacted else followed
 
-    def _prepared(self, call: Call, teacher: Teacher) -> tuple[dict[str, Any], Redacted | None, Reservation]:
+    async def _prepared(
+        self, call: Call, teacher: Teacher
+    ) -> tuple[dict[str, Any], Redacted | None, Reservation]:
         """The request as it may leave, and the money for it."""
         if call.ask.egress == "never":
             raise Withheld(
@@ -95,7 +97,7 @@ class Teaching:
         redacted = None
         if call.ask.egress == "redact":
             try:
-                redacted = call.redacted
+                redacted = await call.redacted()
             except Unredactable as error:
                 raise Withheld("policy", str(error)) from error
         body = dict(redacted.body if redacted else call.body)

@@ -69,7 +69,7 @@ def evidence(model: ConfidenceModel, threshold: float = 0.5) -> Evidence:
     return Evidence(FIELDS, model, NEAREST, threshold, max_tokens=MAX_TOKENS, context=CONTEXT)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(answers(), models)
 def test_no_continuation_passes_the_ceiling(
     answer: tuple[str, list[dict[str, Any]]], model: ConfidenceModel

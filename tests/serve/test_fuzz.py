@@ -63,7 +63,6 @@ def test_no_request_brings_the_server_down(served: Hybrid) -> None:
 
         @settings(
             max_examples=MANY,
-            deadline=None,
             database=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
@@ -85,7 +84,7 @@ def test_no_request_brings_the_server_down(served: Hybrid) -> None:
     assert served.client.get("/healthz").json()["status"] == "ok"
 
 
-@settings(max_examples=MANY, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=MANY)
 @given(
     data=st.binary(max_size=300),
     path=st.sampled_from(["/v1/chat/completions", "/api/chat", "/v1/completions"]),

@@ -19,7 +19,7 @@ def shingles(text: str) -> set[str]:
     return {text[at : at + 4] for at in range(max(1, len(text) - 3))}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.text(alphabet="abcd ", min_size=1, max_size=14), min_size=2, max_size=30))
 def test_no_two_survivors_are_near_duplicates(texts: list[str]) -> None:
     result = assign([example(text) for text in texts], ["text"], CurateSettings(near_duplicate=0.6), 0)

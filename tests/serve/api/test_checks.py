@@ -112,7 +112,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.dictionaries(st.sampled_from(sorted(RULES)), JSON))
 def test_whatever_comes_is_taken_or_refused_and_nothing_else(more: dict[str, Any]) -> None:
     data = orjson.dumps(PLAIN | more)

@@ -77,7 +77,7 @@ def test_what_the_document_allows_is_accepted(path: str) -> None:
     operation = schemathesis.openapi.from_dict(FOUND)[path]["POST"]
     cases = operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck), database=None)
     @given(cases)
     def accepted(case: Any) -> None:
         READERS[path](plain(case.body))

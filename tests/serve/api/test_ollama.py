@@ -281,7 +281,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.dictionaries(st.sampled_from(NAMES), JSON))
 def test_whatever_comes_is_taken_or_refused_and_nothing_else(more: dict[str, Any]) -> None:
     body = request(**more)

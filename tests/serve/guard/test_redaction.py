@@ -243,7 +243,7 @@ words = st.lists(
 ).map(" | ".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(words, st.lists(st.integers(0, 400), max_size=12))
 def test_back_is_the_inverse_of_there_whole_and_in_pieces(text: str, cuts: list[int]) -> None:
     found = redact(asked(text))
@@ -262,7 +262,7 @@ def test_a_phone_number_is_found_whatever_stands_behind_it(behind: str) -> None:
     assert "901820" not in content(redact(asked(f"+49 30 901820{behind}")).body)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(st.sampled_from(ALL), min_size=1, max_size=6), st.sampled_from([", ", " and ", "\n", "; "]))
 def test_no_planted_value_gets_out(planted: list[tuple[str, str]], between: str) -> None:
     found = redact(asked(between.join(value for _, value in planted)))
@@ -292,7 +292,7 @@ pieces_of_answers = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(pieces_of_answers, st.booleans(), st.lists(st.integers(0, 100), max_size=8))
 def test_a_stream_is_restored_as_the_whole_is_wherever_it_is_cut(
     text: str, json: bool, cuts: list[int]

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, text
 
@@ -117,7 +117,7 @@ ENTRIES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(ENTRIES)
 def test_whatever_an_entry_holds_comes_back(journal: Journal, given_entry: Entry) -> None:
     """Also by the way for lines that SQLite cannot cut up itself, such as those with a NUL."""
