@@ -29,7 +29,7 @@ from trainer.reporting import report, verdict
 from trainer.reporting.manifest import SPLITS, split_file
 from trainer.reporting.manifest import manifest as make_manifest
 from trainer.runs import Home, Run, read_json, sha256_file, write_json, write_text
-from trainer.runtimes.parity import ALLOWED_DROP
+from trainer.runtimes.parity import ALLOWED_DROP, too_much_lost
 from trainer.sources import sources
 from trainer.statistics.scores import Interval, difference_interval
 from trainer.teacher.prices import price_of
@@ -305,11 +305,10 @@ def _parity_faults(parity: Mapping[str, Any]) -> list[str]:
         return [f"parity is broken: {parity['fault']}"]
     if not parity["prompt_tokens_equal"]:
         return ["parity is broken: the served model does not get the tokens that it was trained on"]
-    drop = -(parity["metric_delta"] or 0.0)
-    rows = parity.get("evidence", {}).get("answers", {}).get("n", math.inf)
-    if drop > ALLOWED_DROP and drop * rows > 1 + 1e-9:  # one example more or less is no evidence
+    delta = parity["metric_delta"] or 0.0
+    if too_much_lost(delta, parity.get("evidence", {}).get("answers", {}).get("n", math.inf)):
         return [
-            f"parity is broken: served, the model scores {drop:.3f} lower than its trained weights; "
+            f"parity is broken: served, the model scores {-delta:.3f} lower than its trained weights; "
             f"at most {ALLOWED_DROP} is allowed"
         ]
     return []

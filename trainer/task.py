@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,14 +56,17 @@ class Task:
         digest = hashlib.sha256()
         for split, files in self.data_files.items():
             for file in files:
-                digest.update(f"{split}:{file.name}:".encode() + hashlib.sha256(file.read_bytes()).digest())
+                digest.update(f"{split}:{file.name}:".encode() + bytes.fromhex(_sha256(file)))
         return digest.hexdigest()
 
     @cached_property
     def code_sha256(self) -> str:
-        """Hash of all Python files of the task's folder: the program may import any of them."""
+        """Hash of all Python files of the task's folder, for the program may import any of them, and of which
+        class and which function in them are the program and the metric."""
         files = {*self.folder.rglob("*.py"), self.source("program")[0], self.source("metric")[0]}
-        return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
+        held = [(os.path.relpath(file, self.folder), _sha256(file)) for file in sorted(files)]
+        meant = self.settings.program, self.settings.metric
+        return hashlib.sha256(json.dumps([held, meant]).encode()).hexdigest()
 
 
 def load(path: Path) -> Task:
@@ -100,6 +105,10 @@ def examples(task: Task) -> list[Example]:
         DataError: with every bad row's file, line and fault.
     """
     return data.read(task.data_files, task.settings.inputs, task.folder)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _parse(file: Path, text: str) -> tuple[Any, dict[Location, int], list[str]]:

@@ -199,6 +199,17 @@ def test_a_corrected_label_is_judged_anew_and_nothing_is_bought(desk: Desk) -> N
     assert len(desk.teacher.asked) == 12
 
 
+def test_another_metric_of_the_same_file_judges_anew_and_nothing_is_bought(desk: Desk) -> None:
+    with desk.run() as run:
+        before = capture.inputs(run)
+    assert desk.work()["mean_score"] == 1.0
+    write_task(desk.folder, rows=12, metric="program.py:graded", teacher=SETTINGS_TEACHER)
+    with desk.run() as run:
+        assert capture.inputs(run) != before
+    assert desk.work()["mean_score"] == 0.75
+    assert len(desk.teacher.asked) == 12
+
+
 def test_a_refusal_that_the_program_swallows_is_no_answer(desk: Desk) -> None:
     program = desk.folder / "program.py"
     swallowing = "try:\n            return self.sort(text=text)\n        except Exception:\n            return dspy.Prediction(label='odd')"

@@ -322,9 +322,12 @@ def test_sound_parity_is_promoted(here: Run, parity: dict[str, Any]) -> None:
     assert release.gate(manifest_with(here), None, SOUND | parity) == []
 
 
-def test_one_example_of_few_is_no_evidence_against_parity(here: Run) -> None:
-    parity = SOUND | {"metric_delta": -1 / 30, "evidence": {"answers": {"n": 30}}}
-    assert release.gate(manifest_with(here), None, parity) == []
+@pytest.mark.parametrize("rows", range(30, 65))
+def test_one_example_of_few_is_no_evidence_against_parity(here: Run, rows: int) -> None:
+    lost = {"metric_delta": round(-1 / rows, 6), "evidence": {"answers": {"n": rows}}}
+    assert release.gate(manifest_with(here), None, SOUND | lost) == []
+    lost["metric_delta"] = round(-2 / rows, 6)
+    assert "parity is broken" in release.gate(manifest_with(here), None, SOUND | lost)[0]
 
 
 def test_a_lost_certificate_is_not_promoted(here: Run) -> None:

@@ -258,8 +258,7 @@ def compare_answers(
     means = [sum(column) / len(prompts) for column in scores]
     parity.metric_delta = round(means[1] - means[0], 6)
     parity.evidence["answers"] |= {"trained_score": means[0], "served_score": means[1]}
-    drop = -parity.metric_delta
-    if drop > ALLOWED_DROP and drop * len(prompts) > 1 + 1e-3:  # one example more or less is no evidence
+    if too_much_lost(parity.metric_delta, len(prompts)):
         worse = next(at for at, (before, now) in enumerate(zip(*scores, strict=True)) if now < before)
         raise RegisterError(
             f"the served model scores {means[1]:.3f} where the trained weights score {means[0]:.3f} on {len(prompts)} "
@@ -267,6 +266,12 @@ def compare_answers(
             f"First worse answer, example {prompts[worse].example}: "
             f"{difference(str(trained.texts[worse]), str(served.texts[worse]))}"
         )
+
+
+def too_much_lost(delta: float, prompts: float) -> bool:
+    """Whether a change of the metric's mean over so many prompts speaks against what is served: it is a drop of more
+    than ALLOWED_DROP, and of more than one example."""
+    return -delta > max(ALLOWED_DROP, 1 / prompts + 1e-6)  # the change is kept with six digits
 
 
 def rendered_as_trained(
