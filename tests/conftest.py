@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,4 +32,5 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HOMESTILL_HOME", str(tmp_path / "home"))
     for name, value in {**OFFLINE, **QUIET}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a task that is loaded adds its folder
     yield

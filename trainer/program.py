@@ -261,7 +261,10 @@ def _attribute(task: Task, key: Literal["program", "metric"]) -> Any:
 
 
 def _imported(file: Path, task: Task) -> ModuleType:
-    """Import a task's file under a name of its own; its folder can be imported from meanwhile."""
+    """Import a task's file under a name of its own.
+
+    Its folder can be imported from: meanwhile before everything else, and later, when a function imports, after it.
+    """
     name = f"homestill_task_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -270,14 +273,17 @@ def _imported(file: Path, task: Task) -> ModuleType:
         raise TaskError([f"{file} cannot be imported; name a .py file"])
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(task.folder))
+    folder = str(task.folder)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise TaskError([f"{file.name} cannot be imported: {_brief(error)}; mend it"]) from error
     finally:
-        sys.path.remove(str(task.folder))
+        sys.path.remove(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
     return module
 
 

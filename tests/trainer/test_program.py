@@ -57,6 +57,15 @@ def test_an_answer_holds_outputs_score_and_calls(tmp_path: Path) -> None:
     assert ask(loaded(tmp_path), Says(EVEN), label="odd").score == 0.0
 
 
+def test_a_neighbour_can_be_imported_when_the_program_runs(tmp_path: Path) -> None:
+    (tmp_path / "words_beside.py").write_text("SEEN = []\n", encoding="utf-8")
+    source = PROGRAM.replace(
+        "        return self.sort", "        import words_beside\n        return self.sort"
+    )
+    answer = ask(loaded(tmp_path, source), Says(EVEN))
+    assert (answer.score, answer.error) == (1.0, None)
+
+
 def test_the_predictors_fields_and_labels(tmp_path: Path) -> None:
     (field,) = loaded(tmp_path).predictors["sort"].fields
     assert (field.name, field.labels) == ("label", ("even", "odd"))
