@@ -48,8 +48,9 @@ class Home:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that can still be written below `folder`."""
-    return shutil.disk_usage(folder).free
+    """Bytes that can still be written below `folder`, which may not be there yet."""
+    there = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+    return shutil.disk_usage(there).free
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,21 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def need_disk(self, needed: int, purpose: str) -> None:
-        """Raise DiskError now rather than run out of space in an hour."""
-        free = self.disk_free(self.folder)
+    def need_disk(
+        self, needed: int, purpose: str, folder: Path | None = None, variable: str = "HOMESTILL_HOME"
+    ) -> None:
+        """Raise DiskError now rather than run out of space in an hour.
+
+        Args:
+            needed: bytes.
+            folder: where they will lie, if not in the home, and the environment's name for that place.
+        """
+        place = folder or self.home.root
+        free = self.disk_free(place)
         if free < needed:
             raise DiskError(
-                f"{purpose} needs {needed / 1e9:.2f} GB below {self.home.root}, {free / 1e9:.2f} GB are free; "
-                "free some space (homestill prune says what may go) or point HOMESTILL_HOME at a larger disk"
+                f"{purpose} needs {needed / 1e9:.2f} GB below {place}, {free / 1e9:.2f} GB are free; "
+                f"free some space (homestill prune says what may go) or point {variable} at a larger disk"
             )
 
 

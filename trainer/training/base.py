@@ -110,16 +110,14 @@ def _wanted(file: Path) -> bool:
 
 def _from_hub(run: Run, name: str) -> Path:
     import httpx
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     cached = offline(run.environment)
     try:
         config = Path(hf_hub_download(name, "config.json", local_files_only=cached))
         families.known(json.loads(config.read_text(encoding="utf-8")), name)  # before gigabytes are fetched
         if not cached:
-            found = HfApi().model_info(name, files_metadata=True).siblings or []
-            wanted = [file.size or 0 for file in found if _wanted(Path(file.rfilename))]
-            run.need_disk(sum(wanted), f"downloading {name}")
+            run.need_disk(_to_fetch(name), f"downloading {name}", Path(constants.HF_HUB_CACHE), "HF_HOME")
         return Path(
             snapshot_download(name, allow_patterns=FILES, ignore_patterns=TWICE, local_files_only=cached)
         )
@@ -130,6 +128,23 @@ def _from_hub(run: Run, name: str) -> Path:
             f"student.base is {name!r}, which is neither a folder of the task nor a model {where}: {reason}; "
             "correct the name, set HF_TOKEN if it is gated, or give the folder of a model"
         ) from error
+
+
+def _to_fetch(name: str) -> int:
+    """Bytes of a model's files that the cache lacks; 0 where the hub cannot be asked, so that what was fetched will do."""
+    import httpx
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        info = HfApi().model_info(name, files_metadata=True)
+    except httpx.TransportError:
+        return 0
+    return sum(
+        file.size or 0
+        for file in info.siblings or []
+        if _wanted(Path(file.rfilename))
+        and not isinstance(try_to_load_from_cache(name, file.rfilename, revision=info.sha), str)
+    )
 
 
 def _edit(path: Path, values: dict[str, Any], change: Any) -> None:
