@@ -24,6 +24,8 @@ EXPORTING = 4
 """Times the 16-bit weights that export takes: both models in 16 bits while they are made, then quantised."""
 PROCESS = {"cpu": 600_000_000, "cuda": 600_000_000}
 """Bytes of a training process that holds no model: Python's libraries, or CUDA's context."""
+CPU_ACTIVATIONS = 2_000_000_000
+"""Bytes that the activations of one pass may take on a CPU."""
 EFFICIENCY = {"cpu": 0.35, "cuda": 0.4}
 """Share of a large matrix product's speed that a training reaches."""
 FOUR_BITS = 0.52
@@ -272,9 +274,10 @@ def _fixed(shape: Shape, method: str, trained: int, machine: Machine) -> dict[st
 
 
 def _at_once(student: StudentSettings, each: int, free: int, *, cuda: bool) -> int:
-    """Rows that pass through the model together, as the training chooses them."""
-    from trainer.training.batches import CPU_ACTIVATIONS
+    """Rows that pass through the model together: what was asked for, or with `auto` what fits.
 
+    A CPU takes more than were asked for where they fit: larger passes share the common prefix among more rows.
+    """
     asked, step = student.train.batch_size, student.train.step_rows
     if asked != "auto" and cuda:
         return asked

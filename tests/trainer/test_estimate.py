@@ -116,6 +116,17 @@ def test_methods_and_batches_cost_what_they_should() -> None:
     assert bytes_of(CARD, method="full") > 18 * 1.2 * GB, "weights, gradients and two moments in 32 bits"
 
 
+def test_a_cpu_passes_a_whole_step_where_it_fits_and_a_card_what_was_asked_for() -> None:
+    def rows(machine: Machine, longest: int, **train: Any) -> int:
+        work = replace(WORK, longest=longest, learned=16)
+        return estimate.estimate(llama_1b(), student(train=train), work, machine).rows_at_once
+
+    asked = {"batch_size": 4, "accumulation": 4}
+    assert [rows(CPU, longest, **asked) for longest in (16, 32, 2048)] == [16, 8, 4]
+    assert rows(CARD, 32, **asked) == 4
+    assert rows(replace(CARD, free=80 * GB), 32, batch_size="auto", accumulation=4) == 16
+
+
 def test_a_slower_machine_takes_longer_and_full_takes_more_work() -> None:
     def seconds(machine: Machine, **values: Any) -> float:
         return estimate.estimate(llama_1b(), student(**values), WORK, machine).seconds

@@ -25,7 +25,7 @@ from trainer.runs import Run, read_json, read_jsonl, write_json, write_jsonl
 from trainer.settings import TrainSettings
 from trainer.template import IGNORED, Template
 from trainer.training import checkpoints, rows
-from trainer.training.batches import ByLength, collate, split_step
+from trainer.training.batches import ByLength, collate
 
 KILLED = "epochs: 6, eval_steps: 7, dropout: 0.1, learning_rate: 0.01"
 """54 steps; the test kills behind the 18th and the 36th."""
@@ -185,19 +185,6 @@ def test_the_order_follows_from_seed_and_epoch_and_pads_little() -> None:
 
 def steps_of(values: list[int]) -> list[list[int]]:
     return [values[at : at + 4] for at in range(0, len(values), 4)]
-
-
-def test_a_step_passes_at_once_where_it_fits() -> None:
-    config = read_config(hidden=192, layers=4, heads=6)
-    assert split_step(16, 4, 380, config) == 16
-    assert split_step(16, 4, 2048, read_config(hidden=2048, layers=16, heads=32)) == 4
-
-
-def read_config(hidden: int, layers: int, heads: int) -> Any:
-    from transformers import LlamaConfig
-
-    config: Any = LlamaConfig
-    return config(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads)
 
 
 def test_steps_count_the_last_incomplete_batch() -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from trainer.conversion import families
 from trainer.template import IGNORED
 
 POOL = 16
@@ -25,9 +23,6 @@ Range = tuple[int, int]
 
 GAIN = 0.1
 """Share of its tokens that dividing a group must save."""
-
-CPU_ACTIVATIONS = 2_000_000_000
-"""Bytes that the activations of one pass may take on a CPU."""
 
 
 class ByLength(Sampler[int]):
@@ -149,16 +144,3 @@ def padded(rows: list[list[int]], filler: int) -> Tensor:
     """Rows as a tensor [rows, longest], filled up on the right."""
     longest = max(map(len, rows))
     return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
-
-
-def split_step(step: int, batch: int, longest: int, config: Any) -> int:
-    """Rows that pass through the model at once on a CPU: all of a step where their activations fit.
-
-    Larger passes share the common prefix among more rows. The estimate counts 30 hidden-sized values for every
-    token and layer and, where attention is not fused, three weights a head for every pair of tokens.
-    """
-    fused = families.attention(config.model_type) == "sdpa"
-    pairs = 0 if fused else 3 * config.num_attention_heads * longest
-    row = 4 * config.num_hidden_layers * longest * (30 * config.hidden_size + pairs)
-    sizes = [size for size in range(step, batch, -1) if step % size == 0 and size * row <= CPU_ACTIVATIONS]
-    return sizes[0] if sizes else batch

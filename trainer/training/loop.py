@@ -20,7 +20,7 @@ from trainer import child
 from trainer.conversion import families
 from trainer.runs import read_json, read_jsonl, write_json
 from trainer.training import encoder_decoder, memory, methods, prefix
-from trainer.training.batches import ByLength, collate, groups_of, split_step
+from trainer.training.batches import ByLength, collate, groups_of
 from trainer.training.checkpoints import finished, keep_weights, last_checkpoint, trim_metrics
 
 OUT_OF_MEMORY = 12
@@ -112,7 +112,7 @@ def build_trainer(
     rows = read_jsonl(work / "train.jsonl")
     lengths = [len(row["input_ids"]) for row in rows]
     last = last_checkpoint(work / "checkpoints")
-    at_once, peak = cut_before(last) if last else (rows_at_once(spec, model.config, max(lengths), cuda), 0)
+    at_once, peak = cut_before(last) if last else (spec["rows_at_once"], 0)
     plain: Any = model.get_base_model() if methods.KEPT[spec["method"]] == "adapter" else model
     encodes = plain.config.model_type in families.ENCODER_DECODERS
     shares = spec["backend"] == "trl" and prefix.supports(plain)  # unsloth replaces the layers' code
@@ -137,17 +137,6 @@ def build_trainer(
     trainer.peak_bytes = peak
     metrics.trainer = trainer
     return trainer
-
-
-def rows_at_once(spec: dict[str, Any], config: Any, longest: int, cuda: bool) -> int:
-    """Rows that pass through the model at once: what was asked for, or with `auto` what the estimate said.
-
-    A CPU takes more than were asked for where they fit: longer passes share more of what they have in common.
-    """
-    asked = spec["settings"]["batch_size"]
-    if asked == "auto":
-        return int(spec["rows_at_once"])
-    return int(asked) if cuda else split_step(spec["step_rows"], asked, longest, config)
 
 
 def arguments(spec: dict[str, Any], checkpoints: Path, cuda: bool, *, checkpointing: bool) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from trainer.template import IGNORED
-from trainer.training.batches import ByLength, collate, common, groups_of, split_step
+from trainer.training.batches import ByLength, collate, common, groups_of
 
 PAD = 0
 
@@ -88,14 +87,3 @@ def test_a_batch_is_padded_on_the_right_and_like_rows_stand_together() -> None:
     assert [ids[:2] for ids in batch["input_ids"].tolist()] == [[1, 2], [5, 6], [5, 6]]
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 6, 5]
     assert batch["labels"].tolist()[0] == [IGNORED, IGNORED, 9, 9, 9, IGNORED]
-
-
-class Config:
-    model_type = "llama"
-    num_hidden_layers, hidden_size, num_attention_heads = 4, 192, 6
-
-
-def test_a_whole_step_passes_at_once_where_it_fits() -> None:
-    small: Any = Config()
-    assert split_step(16, 4, 100, small) == 16
-    assert split_step(16, 4, 100_000, small) == 4

@@ -126,7 +126,6 @@ def test_auto_counts_as_four_and_passes_what_fits(tmp_path: Path) -> None:
     result = loop.train(spec, work)
     assert result["rows_at_once"] == 8
     assert result["steps"] == 5
-    assert loop.rows_at_once(spec | {"rows_at_once": 2}, None, longest=200, cuda=True) == 2
     assert result["peak_bytes"] > 100_000_000
     assert run.name
 
