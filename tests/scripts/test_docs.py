@@ -20,6 +20,15 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_every_module_is_in_the_layout() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    layout = page.split("## Layout")[1].split("\nRules")[0]
+    told = set(re.findall(r"\w+", layout))
+    modules = [file for folder in ("trainer", "serve") for file in (ROOT / folder).rglob("*.py")]
+
+    assert [file for file in modules if not file.stem.startswith("__") and file.stem not in told] == []
+
+
 def test_every_quoted_error_is_one_of_the_code() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     sources = "\n".join(
