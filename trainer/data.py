@@ -72,7 +72,7 @@ def _row_fault(row: dict[str, Any], inputs: list[str]) -> str | None:
     return None
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _rows(file: Path) -> Iterator[Row]:
     """Rows with their line (or row number); a string in place of a row is its fault."""
     try:
         yield from READERS[file.suffix](file)
@@ -80,7 +80,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield 0, f"not UTF-8 at byte {error.start}; save the file as UTF-8"
 
 
-def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _jsonl(file: Path) -> Iterator[Row]:
     with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -98,7 +98,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             )
 
 
-def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _csv(file: Path) -> Iterator[Row]:
     with open(file, encoding="utf-8-sig", newline="") as lines:
         csv.field_size_limit(2**31 - 1)
         reader = csv.DictReader(lines, strict=True)
@@ -113,7 +113,7 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield reader.line_num, f"not CSV: {error}; check the quotes"
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _parquet(file: Path) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 

@@ -140,8 +140,6 @@ def _record(folder: Path) -> dict[str, Any]:
 
 def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
-        if entry.name == ".lock":
-            continue
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
@@ -150,7 +148,7 @@ def _link_from_another_run(run: Run, name: str, fingerprint: str) -> bool:
     for other in run.folder.parent.iterdir():
         record = _record(other / name) if other != run.folder and other.is_dir() else {}
         if record.get("inputs") == fingerprint and record.get("done"):
-            skip = shutil.ignore_patterns(".lock", "stage.json")
+            skip = shutil.ignore_patterns("stage.json")
             shutil.copytree(
                 other / name, run.folder / name, copy_function=_link, dirs_exist_ok=True, ignore=skip
             )

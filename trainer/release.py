@@ -144,16 +144,6 @@ def rollback(home: Home, task: str, version: str | None = None) -> str:
     return target
 
 
-def versions(home: Home, task: str) -> list[dict[str, Any]]:
-    """The task's releases, oldest first: version, current (bool), promoted (bool), reasons."""
-    folder = home.releases(task)
-    in_use = _current_version(folder)
-    return [
-        {"version": name, "current": name == in_use, **_gate_of(folder / name)}
-        for name in releases.versions(folder)
-    ]
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a run ends with, for people."""
@@ -342,18 +332,18 @@ def _before_current(folder: Path, task: str) -> str:
     if in_use is None:
         raise ReleaseError(f"{task} has no release in use; make one with: homestill run {task}")
     known: Sequence[str] = releases.versions(folder)
-    earlier = [name for name in known if name < in_use and _gate_of(folder / name)["promoted"]]
+    earlier = [name for name in known if name < in_use and _promoted(folder / name)]
     if not earlier:
         raise ReleaseError(f"{task} has no promoted release before {in_use}; name one of: {', '.join(known)}")
     return earlier[-1]
 
 
-def _gate_of(release: Path) -> dict[str, Any]:
+def _promoted(release: Path) -> bool:
+    """Whether the gate let it through; a release whose verdict is missing or damaged counts as refused."""
     try:
-        found = json.loads((release / "gate.json").read_text(encoding="utf-8"))
-        return {"promoted": bool(found["promoted"]), "reasons": list(found["reasons"])}
+        return bool(json.loads((release / "gate.json").read_text(encoding="utf-8"))["promoted"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {"promoted": False, "reasons": ["gate.json is missing or damaged"]}
+        return False
 
 
 def _delete(path: Path) -> None:

@@ -182,11 +182,6 @@ def betting_p_value(gains: Floats, keep: float) -> Floats:
     return p_values
 
 
-def rows_without_error(risk: float, delta: float) -> int:
-    """Error-free rows that prove a rate below `risk` at level δ: the smallest n with (1 − risk)ⁿ ≤ δ."""
-    return math.ceil(math.log(delta) / math.log1p(-risk) - 1e-12)
-
-
 def binary_rows_needed(
     kept: NDArray[np.bool_], local_scores: Floats, teacher_scores: Floats, keep: float, delta: float
 ) -> int | None:

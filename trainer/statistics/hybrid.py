@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serve import self_ask
 from serve.confidence import LocalAnswer, Neighbours
-from serve.neighbours import vector
+from serve.neighbours import DIMENSIONS, vector
 from trainer.statistics import baselines
 from trainer.statistics.scores import mean_interval, ratio_interval
 
@@ -128,7 +128,7 @@ def compared(
         replies: the local model's replies to self-ask, by example id, where it was asked.
     """
     known = Neighbours(
-        np.array([vector(answer.query) for answer in fit.answers], np.float32).reshape(-1, 512)
+        np.array([vector(answer.query) for answer in fit.answers], np.float32).reshape(-1, DIMENSIONS)
     )
     outcomes = fit.good.astype(float)
     scores = {
