@@ -16,6 +16,7 @@ from serve.fingerprint import fingerprint, fixed_parts, query
 from serve.records.journal import Entry
 from serve.records.reading import Selection, reading
 from trainer.runs import Home, sha256_json
+from trainer.seam import translated
 from trainer.splits import near_duplicates
 from trainer.task import Task
 from trainer.traces import TRAFFIC, Store, Trace
@@ -37,14 +38,13 @@ def harvest(task: Task, home: Home, store: Store) -> Harvested:
     """Store the teacher's journaled answers for a task as traces; each once, however often it is called.
 
     Raises:
-        JournalError: the journal cannot be read.
-        StoreError: the store cannot be written.
+        StoreError: the journal cannot be read, or the store cannot be written.
     """
     found = Harvested()
     file = home.root / "journal.db"
     if not file.is_file():
         return found
-    with reading(file) as journal:
+    with translated(), reading(file) as journal:
         for entry in journal.every(Selection(task=task.name)):
             _take(entry, task, store, found)
     return found

@@ -30,6 +30,7 @@ from trainer.reporting.manifest import SPLITS, split_file
 from trainer.reporting.manifest import manifest as make_manifest
 from trainer.runs import Home, Run, read_json, sha256_file, write_json, write_text
 from trainer.runtimes.parity import ALLOWED_DROP, too_much_lost
+from trainer.seam import translated
 from trainer.sources import sources
 from trainer.statistics.scores import Interval, difference_interval
 from trainer.teacher.prices import price_of
@@ -310,10 +311,8 @@ def _interval(manifest: Manifest, system: str) -> Interval:
 
 
 def _load(folder: Path) -> Release:
-    try:
+    with translated():
         return releases.load(folder)
-    except ReleaseInvalid as error:
-        raise ReleaseError(str(error)) from error
 
 
 def _make_current(folder: Path, version: str) -> None:
@@ -321,10 +320,8 @@ def _make_current(folder: Path, version: str) -> None:
 
 
 def _current_version(folder: Path) -> str | None:
-    try:
+    with translated():
         return releases.current_version(folder)
-    except ReleaseInvalid as error:
-        raise ReleaseError(str(error)) from error
 
 
 def _before_current(folder: Path, task: str) -> str:

@@ -151,7 +151,12 @@ class Watch:
         """Why the endpoint's requests are trained on now; empty where they are too few, or it is not yet time."""
         if not known.started or not self._may(task, known):
             return ""
-        count = self.new_answers(task.name, _time(known.started))
+        try:
+            count = self.new_answers(task.name, _time(known.started))
+        except (HomestillError, OSError) as error:
+            self._say_once(self.home.root, f"what the endpoint was asked is not trained on: {error}")
+            return ""
+        self._faults.pop(self.home.root, None)
         enough = count >= task.settings.retrain.min_new_traces
         return f"the teacher answered {count} requests at the endpoint since the last run" if enough else ""
 

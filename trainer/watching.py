@@ -113,13 +113,18 @@ def beating(pulse: Callable[[], None]) -> Iterator[None]:
 
 
 def new_answers(home: Home, task: str, since: datetime) -> int:
-    """Requests for `task` that the teacher has answered since then and that can be harvested, by the journal."""
+    """Requests for `task` that the teacher has answered since then and that can be harvested, by the journal.
+
+    Raises:
+        StoreError: the journal cannot be read.
+    """
     file = home.root / "journal.db"
     if not file.is_file():
         return 0
     from serve.records.reading import reading
+    from trainer.seam import translated
 
-    with reading(file) as journal:
+    with translated(), reading(file) as journal:
         return journal.harvestable(task, since)
 
 

@@ -16,7 +16,7 @@ from serve.records.journal import Entry, Journal
 from tests.tasks import write_task
 from tests.trainer.watch_support import entry
 from trainer import pipeline, task, watching
-from trainer.errors import TaskError
+from trainer.errors import StoreError, TaskError
 from trainer.runs import Home, write_json
 from trainer.settings import RetrainSettings
 from trainer.watch import Watch, require_folder, retry_after, slot_between
@@ -192,6 +192,19 @@ def test_what_cannot_be_harvested_is_a_failure_like_any_other(box: Box) -> None:
     box.answers, box.work.harvests = 10, [1]
     box.watch.look()
     assert box.work.done == ["words", "harvest words"]
+
+
+def test_a_journal_that_cannot_be_read_is_told_once_and_stops_no_run(
+    box: Box, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable(*_: object) -> int:
+        raise StoreError("the journal cannot be read; start the endpoint")
+
+    box.watch.new_answers = unreadable
+    assert [box.watch.look() for _ in range(3)] == [["words"], [], []]
+    assert caplog.text.count("the journal cannot be read; start the endpoint") == 1
+    box.change_data()
+    assert box.watch.look() == ["words"]
 
 
 def test_nothing_is_started_once_it_is_told_to_stop(box: Box) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from serve.records.journal import Journal, Selection
 from trainer.bundle.secrets import Secrets
 from trainer.errors import BundleError
 from trainer.runs import Home
+from trainer.seam import translated
 from trainer.traces import Store, answers, traces
 
 CARRY = 1
@@ -65,7 +66,7 @@ def give(
 
     Raises:
         BundleError: a row holds a key.
-        StoreError, JournalError: a database cannot be read.
+        StoreError: a database cannot be read.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -138,7 +139,7 @@ def _bought(home: Home, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _served(home: Home, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not (home.root / "journal.db").is_file():
         return
-    with closing(_journal(home)) as journal:
+    with _journal(home) as journal:
         for entry in journal.every(Selection(task=task)):
             yield "requests", asdict(entry)
 
@@ -201,7 +202,7 @@ def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) ->
 def _record(home: Home, entries: list[Entry]) -> int:
     if not entries:
         return 0
-    with closing(_journal(home)) as journal:
+    with _journal(home) as journal:
         before = journal.extent().requests
         for entry in entries:
             journal.record(entry)
@@ -209,5 +210,7 @@ def _record(home: Home, entries: list[Entry]) -> int:
         return journal.extent().requests - before
 
 
-def _journal(home: Home) -> Journal:
-    return Journal(f"sqlite:///{home.root / 'journal.db'}")
+@contextmanager
+def _journal(home: Home) -> Iterator[Journal]:
+    with translated(), closing(Journal(f"sqlite:///{home.root / 'journal.db'}")) as journal:
+        yield journal

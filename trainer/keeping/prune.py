@@ -21,6 +21,7 @@ from typing import Any
 
 from serve import release as releases
 from trainer.runs import Home, locked
+from trainer.seam import translated
 
 DAY_S = 86_400.0
 MODEL = re.compile(r"[a-z0-9][a-z0-9-]{0,39}:(base-)?[0-9a-f]{12}")
@@ -59,7 +60,11 @@ class Plan:
 
 
 def plan(home: Home, policy: Policy = Policy(), now: Callable[[], float] = time.time) -> Plan:
-    """Look at the home; nothing is changed."""
+    """Look at the home; nothing is changed.
+
+    Raises:
+        ReleaseError: a task's `current` names no version, so what must stay is not known.
+    """
     lately = now() - policy.days * DAY_S
     items: list[Item] = []
     kept_records: list[Path] = []
@@ -105,7 +110,8 @@ def _tasks(home: Home) -> list[str]:
 
 def _kept_releases(folder: Path, policy: Policy) -> set[str]:
     versions = releases.versions(folder)
-    current = releases.current_version(folder)
+    with translated():
+        current = releases.current_version(folder)
     kept = set(versions[-policy.releases :]) if policy.releases else set()
     if current is not None:
         kept.add(current)

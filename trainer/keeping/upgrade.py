@@ -16,6 +16,7 @@ from serve import release as releases
 from serve.records.journal import Journal
 from serve.release import ReleaseInvalid
 from trainer.runs import Home
+from trainer.seam import translated
 from trainer.traces import Store
 
 
@@ -32,7 +33,7 @@ def upgrade(home: Home) -> list[Step]:
     """Bring the databases up to date and check every release.
 
     Raises:
-        StoreError, JournalError: a newer Homestill wrote a database, or it is damaged.
+        StoreError: a newer Homestill wrote a database, or it is damaged.
     """
     steps = []
     if (file := home.root / "homestill.db").is_file():
@@ -41,7 +42,8 @@ def upgrade(home: Home) -> list[Step]:
         steps.append(_migrated(file, before, _version(file, "schema_version")))
     if (file := home.root / "journal.db").is_file():
         before = _version(file, "journal_version")
-        Journal(f"sqlite:///{file}").close()
+        with translated():
+            Journal(f"sqlite:///{file}").close()
         steps.append(_migrated(file, before, _version(file, "journal_version")))
     return [*steps, *_releases(home)]
 
