@@ -51,7 +51,7 @@ class Memory:
     run: str = ""
     """The run that was started last: its name follows from task, program and data."""
     started: str = ""
-    """When (UTC, ISO 8601)."""
+    """When (UTC, ISO 8601); the answers at the endpoint are counted from then on."""
     ended: str = ""
     failures: int = 0
     """Of this run, one after the other."""
@@ -117,20 +117,25 @@ class Watch:
             return ""
         self._faults.pop(folder, None)
         known = self._memory().get(task.name, Memory())
-        reason = self._reason(task, name, known)
-        traffic = "" if reason else self._traffic(task, known)
+        if self._rests(name, known):
+            return ""
+        reason, traffic = self._reason(task, name, known), self._traffic(task, known)
         if not reason and not traffic:
             return ""
         log.warning("%s: %s", task.name, reason or traffic)
         self._run(task, name, known, harvest=bool(traffic))
         return task.name
 
+    def _rests(self, name: str, known: Memory) -> bool:
+        """Whether the run has failed so lately that it is left alone."""
+        if known.run != name or not known.failures:
+            return False
+        return self.clock() < _time(known.ended) + retry_after(known.failures)
+
     def _reason(self, task: Task, name: str, known: Memory) -> str:
-        """Why the task is run now; empty where it is not."""
-        now = self.clock()
+        """Why the task is run now, whatever the endpoint was asked; empty where it is not."""
         if known.run == name and known.failures:
-            again = _time(known.ended) + retry_after(known.failures)
-            return f"tried again, after {_times(known.failures)}" if now >= again else ""
+            return f"tried again, after {_times(known.failures)}"
         finished = self._finished(task, name)
         if task.folder not in self._seen and finished:
             return "looked over at the start"  # another version of Homestill may have something to do
@@ -166,10 +171,14 @@ class Watch:
     def _run(self, task: Task, name: str, known: Memory, *, harvest: bool) -> None:
         self._seen.add(task.folder)
         started = self.clock().isoformat(timespec="seconds")
-        same = known.run == name
-        remembered = replace(known, run=name, started=started, failures=known.failures if same else 0)
-        self._remember(task.name, remembered)
-        code = (self.work.harvest(task.folder) if harvest else 0) or self.work.run(task.folder)
+        remembered = replace(known, run=name, failures=known.failures if known.run == name else 0)
+        code = self.work.harvest(task.folder) if harvest else 0
+        if (
+            code == 0
+        ):  # until then the answers are still counted from the last start, so that none is forgotten
+            remembered = replace(remembered, started=started)
+            self._remember(task.name, remembered)
+            code = self.work.run(task.folder)
         ended = self.clock().isoformat(timespec="seconds")
         if code == 0:
             self._remember(task.name, replace(remembered, ended=ended, failures=0))

@@ -190,8 +190,35 @@ def test_what_cannot_be_harvested_is_a_failure_like_any_other(box: Box) -> None:
     write_task(box.tasks / "words", retrain={"min_new_traces": 10})
     box.watch.look()
     box.answers, box.work.harvests = 10, [1]
-    box.watch.look()
+    assert [box.watch.look(), box.watch.look()] == [["words"], []]  # it rests, whatever the traffic
     assert box.work.done == ["words", "harvest words"]
+
+
+def test_what_was_not_harvested_is_harvested_with_the_next_try(box: Box) -> None:
+    """The answers are counted from the last harvest that ended well, not from the last that began."""
+    write_task(box.tasks / "words", retrain={"min_new_traces": 10})
+    since: list[datetime] = []
+    box.watch.new_answers = lambda _, moment: since.append(moment) or 10  # type: ignore[func-returns-value]
+    box.watch.look()
+    box.work.harvests = [1, -9]
+    for _ in range(3):
+        box.now += timedelta(hours=1)
+        box.watch.look()
+    assert box.work.done == ["words", *["harvest words"] * 3, "words"]
+    assert since == [NOON] * 3
+    box.watch.look()
+    assert since[-1] == NOON + timedelta(hours=3)
+
+
+def test_a_run_that_failed_after_its_harvest_rests_and_harvests_what_came_since(box: Box) -> None:
+    write_task(box.tasks / "words", retrain={"min_new_traces": 10})
+    box.codes += [1]
+    box.watch.look()
+    box.answers = 10
+    assert box.watch.look() == []
+    box.now += timedelta(minutes=1)
+    box.watch.look()
+    assert box.work.done == ["words", "harvest words", "words"]
 
 
 def test_a_journal_that_cannot_be_read_is_told_once_and_stops_no_run(
