@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 from serve.config import Config, load
 from serve.errors import SettingsError
+from serve.switch import switch
 
 OPENAI = "https://api.openai.com/v1"
 OLLAMA_PORT = 11434
 RUNTIMES = ("ollama", "embedded")
-SWITCH = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,11 @@ def _is_url(value: str) -> bool:
 
 
 def _switch(environment: Mapping[str, str], name: str, faults: list[str]) -> bool:
-    value = (environment.get(name) or "").lower()
-    if value not in SWITCH:
-        faults.append(f'{name} is "{value}"; use 1 or 0')
-    return SWITCH.get(value, True)
+    try:
+        return switch(environment, name)
+    except SettingsError as error:
+        faults += error.faults
+        return True
 
 
 def _keys(environment: Mapping[str, str], faults: list[str]) -> tuple[str, ...]:

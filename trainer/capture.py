@@ -31,7 +31,8 @@ from trainer.process import module, on_parent_death
 from trainer.program import Program
 from trainer.progress import progress
 from trainer.runs import Home, Run, read_json, sha256_json, write_json
-from trainer.teacher.client import offline, open_ledger, teacher_lm
+from trainer.seam import offline
+from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.teacher.optimize import optimize
 from trainer.teacher.prices import Ledger
 from trainer.teacher.quote import Quote, quote

@@ -14,7 +14,7 @@ from trainer.machine import Card, Torch, available_memory, cards, torch_facts
 from trainer.runs import Home, Run, free_bytes
 from trainer.runtimes.choice import OLLAMA_HOST
 from trainer.runtimes.ollama import Loaded, Ollama, free_vram
-from trainer.teacher.client import offline
+from trainer.seam import offline
 
 State = Literal["ok", "note", "missing"]
 LOW_DISK = 10e9

@@ -15,6 +15,7 @@ from trainer.pipeline import Stage
 from trainer.runs import Run
 from trainer.runtimes.choice import OLLAMA_HOST, choice
 from trainer.runtimes.ollama import Loaded, Ollama
+from trainer.seam import gpu_required
 
 UNLOAD_S = 60.0
 CHECK_S = 180.0
@@ -57,7 +58,7 @@ def unload(environment: Mapping[str, str], transport: httpx.BaseTransport | None
     except RuntimeUnavailable as error:
         log.warning("Ollama could not be asked to free the GPU: %s", error)
         return []
-    if required(environment):
+    if gpu_required(environment):
         _say_where(loaded)
     return [model.name for model in loaded]
 
@@ -73,11 +74,6 @@ def _say_where(loaded: list[Loaded]) -> None:
             )
 
 
-def required(environment: Mapping[str, str]) -> bool:
-    """HOMESTILL_REQUIRE_GPU: training on the CPU would be a mistake here."""
-    return environment.get("HOMESTILL_REQUIRE_GPU", "") not in ("", "0")
-
-
 def cuda_works() -> bool:
     """Whether torch can use a GPU; asked in a process of its own, which holds nothing of it afterwards."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -86,7 +82,7 @@ def cuda_works() -> bool:
 
 def check(environment: Mapping[str, str], cuda: Callable[[], bool] = cuda_works) -> None:
     """Raise PreflightError where a GPU is required and torch cannot use one."""
-    if required(environment) and not cuda():
+    if gpu_required(environment) and not cuda():
         raise PreflightError(
             [
                 "HOMESTILL_REQUIRE_GPU is set, and torch finds no CUDA device: this container would train on the CPU; "

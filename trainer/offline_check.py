@@ -17,9 +17,10 @@ from trainer import offline_hook, process, task
 from trainer.doctor import Finding
 from trainer.errors import ExportError, HomestillError, TaskError
 from trainer.runs import Home
+from trainer.seam import offline
 from trainer.settings import TeacherSettings
 from trainer.task import Task
-from trainer.teacher.client import make_client, offline
+from trainer.teacher.client import make_client
 
 TIMEOUT_S = 600.0
 SELF_TEST = """\

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from serve.errors import JournalError
+from serve.errors import JournalError, SettingsError
 from serve.release import ReleaseInvalid
-from trainer.errors import ReleaseError, StoreError
+from serve.switch import switch
+from trainer.errors import PreflightError, ReleaseError, StoreError
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Around every use of the journal and of releases.
+    """Around every use of the journal, of releases and of switches.
 
     Raises:
         StoreError: the journal cannot be opened, read or written.
         ReleaseError: a release cannot be used.
+        PreflightError: a switch is neither on nor off.
     """
     try:
         yield
@@ -24,3 +26,25 @@ def translated() -> Iterator[None]:
         raise StoreError(str(error)) from error
     except ReleaseInvalid as error:
         raise ReleaseError(str(error)) from error
+    except SettingsError as error:
+        raise PreflightError(error.faults) from error
+
+
+def offline(environment: Mapping[str, str]) -> bool:
+    """HOMESTILL_OFFLINE: no teacher client is ever made, and model hubs are switched off.
+
+    Raises:
+        PreflightError: it is neither on nor off.
+    """
+    with translated():
+        return switch(environment, "HOMESTILL_OFFLINE")
+
+
+def gpu_required(environment: Mapping[str, str]) -> bool:
+    """HOMESTILL_REQUIRE_GPU: training on the CPU would be a mistake here.
+
+    Raises:
+        PreflightError: it is neither on nor off.
+    """
+    with translated():
+        return switch(environment, "HOMESTILL_REQUIRE_GPU")

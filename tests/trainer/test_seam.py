@@ -1,4 +1,4 @@
-"""Whatever the trainer asks of the endpoint's records, what goes wrong is an error of the trainer's."""
+"""What the trainer takes of the endpoint's code: the same words, and errors of its own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from serve.settings import Settings
 from tests.tasks import write_task
 from trainer import release, task, watching
 from trainer.bundle.carry import give
-from trainer.errors import HomestillError, ReleaseError, StoreError
+from trainer.errors import HomestillError, PreflightError, ReleaseError, StoreError
 from trainer.harvest import harvest
 from trainer.keeping import prune
 from trainer.keeping.upgrade import upgrade
 from trainer.runs import Home
+from trainer.seam import gpu_required, offline
 from trainer.traces import Store
+from trainer.training.base import hubs_off
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first_version"
 
@@ -87,3 +90,23 @@ def test_an_error_of_the_endpoints_code_is_told_as_ours(
     broken(home)
     with pytest.raises(raised, match=";"):  # with its remedy
         asked(home)
+
+
+@pytest.mark.parametrize(
+    ("word", "on"),
+    [("1", True), ("True", True), ("yes", True), ("", False), ("0", False), ("false", False), ("NO", False)],
+)
+def test_a_switch_means_here_what_it_means_to_the_endpoint(word: str, on: bool) -> None:
+    assert Settings.from_environment({"HOMESTILL_OFFLINE": word}).offline is on
+    assert offline({"HOMESTILL_OFFLINE": word}) is hubs_off({"HOMESTILL_OFFLINE": word}) is on
+    assert gpu_required({"HOMESTILL_REQUIRE_GPU": word}) is on
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
+    with pytest.raises(PreflightError, match='HOMESTILL_OFFLINE is "perhaps"; use 1 or 0'):
+        offline({"HOMESTILL_OFFLINE": "perhaps"})
+
+
+def test_the_switches_of_the_hubs_libraries_count_as_well() -> None:
+    assert hubs_off({"HF_HUB_OFFLINE": "ON"})
+    assert not hubs_off({"HF_HUB_OFFLINE": "0"})

@@ -11,16 +11,12 @@ from dspy.utils.exceptions import LMConfigurationError
 
 from trainer.errors import TeacherError
 from trainer.runs import Run
+from trainer.seam import offline
 from trainer.settings import Price, TeacherSettings
 from trainer.teacher.engine import Teacher
 from trainer.teacher.prices import Ledger, price_of
 
 NO_KEY = "not-needed"  # a gateway or stand-in without authentication; the client insists on a key
-
-
-def offline(environment: Mapping[str, str]) -> bool:
-    """HOMESTILL_OFFLINE switches the teacher off: no client of it is ever made."""
-    return environment.get("HOMESTILL_OFFLINE", "") not in ("", "0")
 
 
 def make_client(settings: TeacherSettings, environment: Mapping[str, str]) -> dspy.LM:

@@ -13,6 +13,7 @@ from typing import Any
 from trainer.conversion import families, t5
 from trainer.errors import TrainError
 from trainer.runs import Run, read_json, sha256_file
+from trainer.seam import offline
 from trainer.template import Template
 
 WEIGHTS = "*.safetensors"
@@ -77,10 +78,11 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: version(package) for package in ("homestill", *packages)}
 
 
-def offline(environment: Mapping[str, str]) -> bool:
-    """Whether hubs are switched off."""
-    names = ("HOMESTILL_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(environment.get(name, "").lower() in {"1", "true", "yes", "on"} for name in names)
+def hubs_off(environment: Mapping[str, str]) -> bool:
+    """Whether hubs are switched off, by our switch or by those of Hugging Face's libraries, in their words."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    theirs = any(environment.get(name, "").lower() in {"1", "true", "yes", "on"} for name in names)
+    return offline(environment) or theirs
 
 
 def complete(folder: Path, base: Path, template: Template, tokenizer: Path | None = None) -> None:
@@ -112,7 +114,7 @@ def _from_hub(run: Run, name: str) -> Path:
     import httpx
     from huggingface_hub import constants, hf_hub_download, snapshot_download
 
-    cached = offline(run.environment)
+    cached = hubs_off(run.environment)
     try:
         config = Path(hf_hub_download(name, "config.json", local_files_only=cached))
         families.known(json.loads(config.read_text(encoding="utf-8")), name)  # before gigabytes are fetched
