@@ -87,6 +87,6 @@ def check(environment: Mapping[str, str], cuda: Callable[[], bool] = cuda_works)
             [
                 "HOMESTILL_REQUIRE_GPU is set, and torch finds no CUDA device: this container would train on the CPU; "
                 "install the NVIDIA container toolkit and look at `docker run --rm --gpus all IMAGE nvidia-smi`, "
-                "or lay docker/cpu.yaml over compose.yaml"
+                "or lay docker/cpu.yaml over compose.yaml; outside a container, unset it"
             ]
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trainer import estimate
+from trainer import estimate, gpu
 from trainer.conversion import families
 from trainer.errors import TrainError
 from trainer.runs import Run, read_jsonl, write_jsonl
@@ -51,6 +51,7 @@ def choose(run: Run, environment: Mapping[str, str]) -> Chosen:
     """Bring the method, the base and this machine together. Nothing is trained or written.
 
     Raises:
+        PreflightError: a GPU is required, and torch can use none.
         TrainError: they do not go together, or student.train.replay names no usable file.
         TemplateError: the chat template cannot be frozen, or carries no soft prompt.
         DiskError: the base has to be downloaded and does not fit.
@@ -58,6 +59,7 @@ def choose(run: Run, environment: Mapping[str, str]) -> Chosen:
     from transformers import AutoTokenizer
 
     student = run.task.settings.student
+    gpu.check(run.environment)
     base = bases.resolve(run)
     families.check(base, student.context)
     _refuse(run, base, environment)
@@ -80,6 +82,7 @@ def prepare(run: Run, environment: Mapping[str, str]) -> Prepared:
         environment: of the training process.
 
     Raises:
+        PreflightError: a GPU is required, and torch can use none.
         TrainError: the method, the base and this machine do not go together, or no row fits.
         DiskError: weights and checkpoints would not fit.
     """

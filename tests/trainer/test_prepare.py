@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny_run import tiny_run
 from trainer import prepare
-from trainer.errors import TemplateError, TrainError
+from trainer.errors import PreflightError, TemplateError, TrainError
 from trainer.runs import Run, read_json, write_json, write_jsonl
 
 
@@ -38,6 +38,13 @@ def test_qlora_without_cuda(tmp_path: Path) -> None:
         TrainError, match=r"student.method is 'qlora', which needs CUDA and bitsandbytes .*; use lora here"
     ):
         prepare.choose(run_of(tmp_path, method="qlora"), {})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_a_gpu_that_is_required_and_not_there(tmp_path: Path) -> None:
+    required = {"HOMESTILL_REQUIRE_GPU": "1"}
+    with pytest.raises(PreflightError, match="HOMESTILL_REQUIRE_GPU is set, and torch finds no CUDA device"):
+        prepare.choose(run_of(tmp_path, environment=required), required)
 
 
 def test_a_soft_prompt_on_a_base_that_cannot_carry_it(tmp_path: Path) -> None:
