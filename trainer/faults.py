@@ -50,6 +50,8 @@ def _rule(error: ErrorDetails, at: Location) -> str:
             return str(context["error"])
         case "string_pattern_mismatch" if at == ("name",):
             return f"name is {error['input']!r}; use 1-40 of a-z, 0-9 and -, starting with a letter or digit"
+        case "string_pattern_mismatch" if at == ("retrain", "schedule"):
+            return f"{key} is {error['input']!r}; use daily HH:MM (UTC) or every N h, such as daily 03:00"
         case "string_pattern_mismatch":
             return f"{key} is {error['input']!r}; use file.py:Name"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":

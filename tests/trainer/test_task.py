@@ -63,6 +63,10 @@ quality: {keep: 1.2}
         ({"program": "other.py:Sorter"}, "does not exist"),
         ({"program": "program.py"}, "use file.py:Name"),
         (
+            {"retrain": {"schedule": "hourly"}},
+            "retrain.schedule is 'hourly'; use daily HH:MM (UTC) or every N h, such as daily 03:00 (task.yaml:",
+        ),
+        (
             {"student": {"train": {"batch_size": 0}}},
             "student.train.batch_size is 0; use a whole number from 1 on, or auto (task.yaml:",
         ),
