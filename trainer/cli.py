@@ -18,7 +18,7 @@ from rich.table import Table
 from trainer import bundle_cli, keeping_cli, pipeline, study_cli, task, watch_cli
 from trainer.errors import HomestillError
 from trainer.process import QUIET
-from trainer.runs import Home, Run, read_json
+from trainer.runs import Home, Run, holder, read_json
 from trainer.traces import Store
 
 app = typer.Typer(
@@ -197,20 +197,31 @@ def status() -> None:
     folders = sorted(home.runs("").glob("*/*/task.json"), key=lambda file: file.stat().st_mtime)
     table = Table("task", "run", "stages", "current release")
     for file in folders:
-        name = read_json(file)["settings"]["name"]
+        about, run = read_json(file), file.parent
+        name = about["settings"]["name"]
+        process, at = holder(run.parent)
+        at_work = f"process {process} is in" if at == run.name else ""
+        told = _tuning if about.get("folder", "") is None else _progress
         current = home.releases(name) / "current"
         version = current.read_text(encoding="utf-8").strip() if current.is_file() else "none"
-        table.add_row(name, file.parent.name, _progress(pipeline.status(file.parent)), version)
+        table.add_row(name, run.name, told(pipeline.status(run), at_work), version)
     out.print(table if folders else f"no runs below {home.root}; start with: homestill init my-task")
 
 
-def _progress(states: dict[str, str]) -> str:
-    """How far a run is: its first stage that is not done, and whether that was begun."""
+def _progress(states: dict[str, str], at_work: str) -> str:
+    """How far a run is: its first stage that is not done, and whether that was begun or is being worked at."""
     for number, (name, state) in enumerate(states.items()):
         if state != "done":
             begun = "[yellow]interrupted in[/]" if state == "interrupted" else "next is"
-            return f"{number} of {len(states)}, {begun} {name}"
+            return f"{number} of {len(states)}, {at_work or begun} {name}"
     return f"[green]all {len(states)} done[/]"
+
+
+def _tuning(states: dict[str, str], at_work: str) -> str:
+    """The same of a run of DSPy's optimizers, which has no task folder and ends with `register`."""
+    if states["register"] == "done":
+        return "tuning by DSPy, [green]done[/]"
+    return f"tuning by DSPy, {f'{at_work} it' if at_work else '[yellow]interrupted[/]'}"
 
 
 @app.command(

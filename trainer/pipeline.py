@@ -79,7 +79,7 @@ def execute(run: Run, known: Iterable[Stage]) -> list[str]:
     Raises:
         HomestillError: as the stages do. BusyError when another process runs this task.
     """
-    with locked(run.home.runs(run.task.name), run.task.name):
+    with locked(run.home.runs(run.task.name), run.task.name, run.name):
         return [one.name for one in known if step(run, one)]
 
 

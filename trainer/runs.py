@@ -97,24 +97,43 @@ class Run:
 
 
 @contextmanager
-def locked(folder: Path, task: str) -> Iterator[None]:
-    """Hold the task's lock: a second run of the same task gets BusyError at once."""
+def locked(folder: Path, task: str, run: str = "") -> Iterator[None]:
+    """Hold the task's lock: a second run of the same task gets BusyError at once.
+
+    Args:
+        run: name of the run that is worked on, which `holder` tells.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(_busy(lock, task)) from None
+            process, _ = _held(lock)
+            raise BusyError(
+                f"task {task} is being run by process {process or '?'}; wait for it to end or stop it"
+            ) from None
         lock.seek(0)
         lock.truncate()
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} {run}")
         lock.flush()
         yield
 
 
-def _busy(lock: IO[str], task: str) -> str:
+def holder(folder: Path) -> tuple[str, str]:
+    """The process that holds a task's lock, and the run that it works on; both empty where nobody does."""
+    if (folder / ".lock").is_file():
+        with open(folder / ".lock", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _held(lock)
+    return "", ""
+
+
+def _held(lock: IO[str]) -> tuple[str, str]:
     lock.seek(0)
-    return f"task {task} is being run by process {lock.read() or '?'}; wait for it to end or stop it"
+    process, _, run = lock.read().partition(" ")
+    return process, run
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.tasks import write_task
 from trainer.pipeline import ORDER
-from trainer.runs import write_json
+from trainer.runs import locked, write_json
 
 
 def homestill(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -105,11 +105,35 @@ def test_status_of_an_empty_home() -> None:
     ],
 )
 def test_status_says_how_far_a_run_is(tmp_path: Path, records: dict[str, bool], said: str) -> None:
-    run = tmp_path / "home" / "runs" / "words" / "0123456789ab"
-    write_json(run / "task.json", {"settings": {"name": "words"}})
+    run_of(tmp_path, "0123456789ab", records)
+    assert said in homestill("status").stdout
+
+
+def run_of(
+    root: Path, name: str, records: dict[str, bool], *, task: str = "words", folder: str | None = "/words"
+) -> Path:
+    run = root / "home" / "runs" / task / name  # tests have their home there
+    write_json(run / "task.json", {"folder": folder, "settings": {"name": task}})
     for stage, finished in records.items():
         write_json(run / stage / "stage.json", {"done": finished})
+    return run
 
-    done = homestill("status", HOMESTILL_HOME=str(tmp_path / "home"))
 
-    assert said in done.stdout
+def test_status_says_which_process_is_at_work_on_which_run(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "0123456789ab", {"capture": True, "curate": False})
+    run_of(tmp_path, "ba9876543210", {"capture": False})
+    with locked(run.parent, "words", run.name):
+        said = homestill("status").stdout
+    assert f"1 of 8, process {os.getpid()} is in curate" in said
+    assert "0 of 8, interrupted in capture" in said
+    assert "1 of 8, interrupted in curate" in homestill("status").stdout
+
+
+def test_status_tells_the_tunings_of_dspy_from_runs(tmp_path: Path) -> None:
+    records = {"train": True, "export": True, "register": True}
+    run_of(tmp_path, "0123456789ab", records, task="student", folder=None)
+    run_of(tmp_path, "ba9876543210", {"train": False}, task="student", folder=None)
+    said = homestill("status").stdout
+    assert "tuning by DSPy, done" in said
+    assert "tuning by DSPy, interrupted" in said
+    assert "next is capture" not in said
