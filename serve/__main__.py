@@ -127,7 +127,7 @@ def serve(host: str, port: int, settings: Settings) -> int:
         ServeError, OSError: it cannot begin.
     """
     check_binding(host, port, settings)
-    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold what people asked
     journal = Journal(settings.journal_url)
     # uvicorn ends in good order and then raises the signal again: without this the journal stays open.
     signal.signal(signal.SIGTERM, _exit)

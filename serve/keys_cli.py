@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, home: Path) -> int:
     Raises:
         SettingsError: a name or value is not allowed, or the file is broken.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = home / "keys.json"
     if options.action == "add":
         key = add(path, options.name, tasks=options.task, egress=options.egress, daily_usd=options.daily_usd)

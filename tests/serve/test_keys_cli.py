@@ -20,6 +20,7 @@ def test_a_key_is_shown_once_and_lets_in(tmp_path: Path, capsys: pytest.CaptureF
     home = tmp_path / "new"
     words = ("--task", "tickets", "--task", "mails", "--egress", "redact", "--daily-usd", "5")
     assert keys(home, "add", "batch", *words) == 0
+    assert home.stat().st_mode & 0o077 == 0
     said = capsys.readouterr()
     key = said.out.strip()
     caller = Keys((), home / "keys.json").who(f"Bearer {key}")

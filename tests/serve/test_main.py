@@ -56,6 +56,7 @@ def test_serves_and_ends_cleanly_with_its_journal(tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         server.stderr.read()
     assert server.returncode == 0
+    assert (tmp_path / "home").stat().st_mode & 0o077 == 0
     journal = Journal(f"sqlite:///{tmp_path / 'home' / 'journal.db'}")
     try:
         assert [entry.reason for _, entry in journal.entries()] == ["no_release"]

@@ -339,6 +339,12 @@ def test_models_are_found_by_name_while_their_files_are_there(tmp_path: Path) ->
     assert workshop.find("student:1") is None
 
 
+def test_a_home_that_the_workshop_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    run = Workshop("student", Home(tmp_path / "home"), {}).run("r1", student_settings("some/base"))
+    run.store.close()
+    assert run.home.root.stat().st_mode & 0o077 == 0
+
+
 def test_a_tuned_model_is_tuned_further_from_its_own_weights(tmp_path: Path) -> None:
     made = Registration("embedded", "student:1", "a" * 64, 512, gguf="x")
     write_json(tmp_path / "runs" / "student" / "r1" / RECORD, {"model": made.to_json()})

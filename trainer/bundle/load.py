@@ -81,7 +81,7 @@ def load(folder: Path, contents: Contents, host: Host, say: Say, *, force: bool 
         DiskError: there is no room.
         BusyError: another load is under way.
     """
-    host.home.mkdir(parents=True, exist_ok=True)
+    host.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold what people asked
     with _alone(host.home):
         _not_older(host.home, contents, force)
         _require_room(contents, host)

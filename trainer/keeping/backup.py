@@ -77,7 +77,7 @@ def restore(folder: Path, home: Path, *, force: bool = False) -> Contents:
             [f"{home} holds {names}; restore into an empty home, or set them aside with --force"]
         )
     _require_idle(home)
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold what people asked
     partial = home / ".restore.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for file in contents.files:

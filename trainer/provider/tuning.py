@@ -141,6 +141,7 @@ class Workshop:
             student=student,
             seed=self.seed,
         )
+        self.home.create()
         place = self.home.runs(self.name) / folder
         place.mkdir(parents=True, exist_ok=True)
         write_json(place / "task.json", {"folder": None, "settings": settings.model_dump(mode="json")})

@@ -58,6 +58,7 @@ def test_everything_lands_where_it_is_looked_for(bundle: Path, trusted: bytes, h
         "hub/models--org--small/refs/main": b"0123abcd",
     }
     assert _installed(host) == expected
+    assert host.home.stat().st_mode & 0o077 == 0
 
 
 def test_loading_again_changes_nothing(bundle: Path, trusted: bytes, host: Host) -> None:

@@ -70,6 +70,7 @@ def test_a_restored_home_is_the_one_that_was_backed_up(home: Path, tmp_path: Pat
         assert journal.find("r1") == ENTRY
     assert {each.name for each in there.iterdir()} >= {"budget.db", "serve.yaml", "keys.json"}
     assert (there / "keys.json").stat().st_mode & 0o077 == 0
+    assert there.stat().st_mode & 0o077 == 0
     assert (tmp_path / "backup").stat().st_mode & 0o077 == 0
     assert not (there / "runs").exists()
 
