@@ -41,7 +41,7 @@ def restore(
         bool, typer.Option("--force", help="Set what is there aside, in before-restore-1.")
     ] = False,
 ) -> None:
-    """Check a backup and put it in place; the endpoint and all runs must be stopped."""
+    """Check a backup and put it in place; the endpoint, the watch and all runs must be stopped."""
     from trainer.keeping.backup import restore as put_back
 
     contents = put_back(folder, _home().root, force=force)

@@ -28,6 +28,8 @@ from trainer.errors import BundleError, BusyError, StoreError
 SETTINGS = ("serve.yaml", "keys.json", "bundle.json")
 FOLDERS = ("releases", "tasks", "legal")
 SPOOL = "journal-*.spool"
+LOCKS = (SPOOL, "runs/*/.lock", "runs/*/.capture.lock", "studies/*/*/.lock", "watch/.lock", ".load.lock")
+"""Held by endpoints, runs, captures (which outlive a killed run), studies, the watch and the loading of a bundle."""
 BUSY_S = 60.0
 
 
@@ -67,7 +69,7 @@ def restore(folder: Path, home: Path, *, force: bool = False) -> Contents:
 
     Raises:
         BundleError: the backup is damaged, or the home holds something and `force` is not given.
-        BusyError: an endpoint or a run uses the home.
+        BusyError: an endpoint, a run or a watch uses the home.
     """
     contents = read(folder)
     there = [entry for entry in _replaced(home) if entry.exists()]
@@ -161,12 +163,13 @@ def _replaced(home: Path) -> list[Path]:
 
 
 def _require_idle(home: Path) -> None:
-    """Endpoints lock their spool, runs lock their task."""
-    for lock in [*home.glob(SPOOL), *home.glob("runs/*/.lock")]:
+    for lock in [file for pattern in LOCKS for file in home.glob(pattern)]:
         descriptor = os.open(lock, os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"{lock} is in use: stop the endpoint and all runs of {home} first") from None
+            raise BusyError(
+                f"{lock} is in use: stop the endpoint, the watch and all runs of {home} first"
+            ) from None
         finally:
             os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sqlite3
 import threading
@@ -142,6 +143,27 @@ def test_nothing_is_restored_under_a_running_endpoint(home: Path, tmp_path: Path
         pytest.raises(BusyError, match="stop the endpoint"),
     ):
         restore(tmp_path / "backup", home, force=True)
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "runs/words/.lock",
+        "runs/words/.capture.lock",
+        "studies/words/order/.lock",
+        "watch/.lock",
+        ".load.lock",
+    ],
+)
+def test_nothing_is_restored_while_anything_may_write(home: Path, tmp_path: Path, lock: str) -> None:
+    """A capture outlives its killed run, to store what was on its way."""
+    backup(home, tmp_path / "backup", NOW)
+    (home / lock).parent.mkdir(parents=True, exist_ok=True)
+    with open(home / lock, "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BusyError, match="is in use: stop the endpoint"):
+            restore(tmp_path / "backup", home, force=True)
+    restore(tmp_path / "backup", home, force=True)
 
 
 def test_a_damaged_database_and_an_empty_home_are_said(tmp_path: Path) -> None:
