@@ -40,7 +40,7 @@ def backup(home: Path, folder: Path, now: str) -> Contents:
         now: UTC, as `20261121T073000Z`.
 
     Raises:
-        BundleError: the folder holds something else.
+        BundleError: the folder holds something else, or the home holds links.
         StoreError: a database is damaged.
         DiskError: there is no room.
     """
@@ -146,12 +146,18 @@ def _files(home: Path) -> Iterator[Source]:
     in_use = {file: file.read_bytes() for file in sorted(home.glob("releases/*/current"))}
     for file, version_in_use in in_use.items():  # before the versions are listed, so that it is among them
         yield Source.data(file.relative_to(home).as_posix(), version_in_use)
+    links = []
     for name in FOLDERS:
         for file in sorted((home / name).rglob("*")):
             parts = file.relative_to(home).parts
-            hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-            if file.is_file() and not file.is_symlink() and not hidden and file not in in_use:
+            if any(part.startswith(".") or part == "__pycache__" for part in parts) or file in in_use:
+                continue
+            if file.is_symlink():
+                links.append(f"{file} is a link; put the file itself in its place, links are not backed up")
+            elif file.is_file():
                 yield Source.file("/".join(parts), file)
+    if links:
+        raise BundleError(links)
 
 
 def _replaced(home: Path) -> list[Path]:

@@ -166,6 +166,18 @@ def test_nothing_is_restored_while_anything_may_write(home: Path, tmp_path: Path
     restore(tmp_path / "backup", home, force=True)
 
 
+def test_links_are_refused_rather_than_left_out(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (home / "tasks" / "words" / ".git").mkdir(parents=True)
+    for name in ("rows.jsonl", "folder", ".git/link"):
+        (home / "tasks" / "words" / name).symlink_to(tmp_path / "data")
+    with pytest.raises(BundleError) as refused:
+        backup(home, tmp_path / "backup", NOW)
+    assert [fault.partition(" is a link; ")[0] for fault in refused.value.faults] == [
+        str(home / "tasks" / "words" / name) for name in ("folder", "rows.jsonl")
+    ]
+
+
 def test_a_damaged_database_and_an_empty_home_are_said(tmp_path: Path) -> None:
     root = tmp_path / "home"
     root.mkdir()
