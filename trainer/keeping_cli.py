@@ -70,7 +70,7 @@ def prune(
     ] = 14.0,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
 ) -> None:
-    """Say what may go, or remove it: never traces, the current release, or the one before it."""
+    """Say what may go, or remove it: never traces, the current release, the one before it, or DSPy's tunings."""
     from trainer.keeping.prune import Policy, carry_out, plan
 
     home = _home()

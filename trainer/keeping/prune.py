@@ -1,8 +1,8 @@
 """What may go: old releases and runs, the base models converted for them, what was left half done, and Ollama's copies.
 
 Kept are, of every task, the current release and the promoted one before it, which a rollback needs, some more
-of the newest, the runs that made them, the newest run, and whatever was touched lately. Traces are never
-pruned: they were paid for. Of Ollama's models only such go as our own records name, and none that a kept
+of the newest, the runs that made them, the newest run, the models that DSPy's optimizers made, and whatever was
+touched lately. Traces are never pruned: they were paid for. Of Ollama's models only such go as our own records name, and none that a kept
 release or run still names.
 """
 
@@ -24,6 +24,7 @@ from trainer.runs import Home, locked
 from trainer.seam import translated
 
 DAY_S = 86_400.0
+REGISTRATION = "register/registration.json"
 MODEL = re.compile(r"[a-z0-9][a-z0-9-]{0,39}:(base-)?[0-9a-f]{12}")
 """How we name models in Ollama; nothing else is ever removed there."""
 
@@ -132,9 +133,16 @@ def _runs(folder: Path, versions: set[str], lately: float) -> tuple[list[Path], 
     go = [
         run
         for run in runs[:-1]
-        if _touched(run) < lately and _read(run / "release" / "summary.json").get("version") not in versions
+        if _touched(run) < lately
+        and _read(run / "release" / "summary.json").get("version") not in versions
+        and not _tuned(run)
     ]
     return [run for run in runs if run not in go], go
+
+
+def _tuned(run: Path) -> bool:
+    """Whether DSPy's optimizers made a model in it: no release says whether that is in use, so it is kept."""
+    return _read(run / "task.json").get("folder", "") is None and (run / REGISTRATION).is_file()
 
 
 def _touched(run: Path) -> float:
@@ -160,7 +168,7 @@ def _unused_bases(home: Home, kept: Iterable[Path]) -> list[Path]:
 def _models(record: Path) -> Iterator[str]:
     """Names in Ollama that a release or a run gave."""
     named = [_read(record / "manifest.json").get("model", {}).get("ollama")]
-    registered = _read(record / "register" / "registration.json")
+    registered = _read(record / REGISTRATION)
     named += [
         each.get("name")
         for each in registered.values()

@@ -133,6 +133,21 @@ def test_a_base_that_a_kept_run_uses_stays_in_ollama(home: Home) -> None:
     assert model(0, "base-") not in planned(home).models
 
 
+def test_models_tuned_by_dspy_stay_whatever_their_age(home: Home) -> None:
+    """No release says that they are in use, and a program somewhere may ask them."""
+    for number in (1, 2, 3):
+        run = home.runs("student") / f"tuned{number}"
+        write(run / "task.json", {"folder": None})
+        if number > 1:  # the first was never finished
+            registered = {"runtime": "ollama", "name": f"student:{number:012x}"}
+            write(run / "register" / "registration.json", {"model": registered})
+        os.utime(run / "task.json", (OLD, OLD + number))
+        os.utime(run, (OLD, OLD + number))
+    found = planned(home)
+    assert names(found, "run") == {"run1", "run2", "run4", "tuned1"}
+    assert not [name for name in found.models if name.startswith("student")]
+
+
 def test_leftovers_of_killed_work_go_after_a_while(home: Home) -> None:
     for name, age in ((".old.partial", OLD), (".new.partial", NOW)):
         (home.releases("words") / name).mkdir()
