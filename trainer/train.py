@@ -49,9 +49,10 @@ def run(run: Run) -> None:
         DiskError: weights and checkpoints would not fit.
     """
     folder, recipe = run.stage("train"), run.task.settings.student.train
-    if (folder / "summary.json").exists():
-        return  # written last: only the pipeline's record was lost
     work = folder / "work"
+    if (folder / "summary.json").exists():  # only the work's removal, or the pipeline's record, was lost
+        shutil.rmtree(work, ignore_errors=True)
+        return
     work.mkdir(exist_ok=True)
     environment = launch.environment(run.environment, recipe.processes) | UNSLOTH_QUIET
     about, spec, expected = prepare.prepare(run, environment)
@@ -69,7 +70,7 @@ def run(run: Run) -> None:
         _adopt(work / "copy", folder / "adapter")
     measured = read_json(work / "result.json")
     compared = expected.compared(measured)
-    log.warning("%s", _said(compared))
+    log.warning("%s", _said(compared, measured["seconds"]))
     write_json(folder / "summary.json", about | measured | {"estimate": compared})
     shutil.rmtree(work)
 
@@ -80,12 +81,10 @@ def _merge(run: Run, work: Path) -> None:
     _adopt(work / "merged", work.parent / "model")
 
 
-def _said(compared: dict[str, Any]) -> str:
+def _said(compared: dict[str, Any], seconds: float) -> str:
     """The estimate beside what was measured, for a person."""
     text = f"memory: {compared['measured_peak_bytes'] / 1e9:.2f} GB at most, {compared['memory_bytes'] / 1e9:.2f} GB expected"
-    if compared["time_ratio"]:
-        text += f"; time: {compared['seconds'] / compared['time_ratio']:.0f} s, {compared['seconds']:.0f} s expected"
-    return text
+    return f"{text}; time: {seconds:.0f} s, {compared['seconds']:.0f} s expected"
 
 
 class _Reporter:

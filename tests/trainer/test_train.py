@@ -192,6 +192,20 @@ def test_steps_count_the_last_incomplete_batch() -> None:
     assert rows.steps(3, TrainSettings(epochs=0.5)) == 1
 
 
+def test_checkpoints_that_a_killed_training_left_behind_its_end_are_removed(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    write_json(run.stage("train") / "summary.json", {})
+    write_json(run.stage("train") / "work" / "checkpoints" / "state.json", {})
+    train.run(run)
+    assert [file.name for file in run.stage("train").iterdir()] == ["summary.json"]
+
+
+def test_measured_time_is_told_as_it_was_measured() -> None:
+    compared = {"measured_peak_bytes": 2e9, "memory_bytes": 1e9, "seconds": 1.0, "time_ratio": 0.001}
+    told = "memory: 2.00 GB at most, 1.00 GB expected; time: 1400 s, 1 s expected"
+    assert train._said(compared, 1400.0) == told
+
+
 def test_no_space_is_said_before_anything_is_trained(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, disk_free=lambda _: 1_000_000)
     with pytest.raises(DiskError, match="training needs"):
