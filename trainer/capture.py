@@ -65,17 +65,18 @@ def run(run: Run) -> None:
     """Capture in a child process and wait for it; its errors are raised here."""
     folder = run.stage("capture")
     failed = folder / "error.json"
+    failed.unlink(missing_ok=True)  # of an earlier try: this one may end before it can say why
     command = module("trainer.capture", run.task.folder, run.folder, str(run.concurrency or 0))
-    child = subprocess.Popen(
+    with subprocess.Popen(
         command, stdin=subprocess.PIPE, env=dict(run.environment), start_new_session=True, cwd=Path.cwd()
-    )
-    try:
-        code = child.wait()
-    except BaseException:
-        assert child.stdin is not None
-        child.stdin.close()  # tells it to finish what is on its way, and to stop
-        child.wait()
-        raise
+    ) as child:
+        try:
+            code = child.wait()
+        except BaseException:
+            assert child.stdin is not None
+            child.stdin.close()  # tells it to finish what is on its way, and to stop
+            child.wait()
+            raise
     if code != 0 and failed.is_file():
         raise _error(read_json(failed))
     if code != 0:

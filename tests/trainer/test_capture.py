@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tests.tasks import write_task
 from trainer import capture, pipeline, task
 from trainer.errors import BudgetError, TeacherError
 from trainer.process import module
-from trainer.runs import Home, Run, read_json
+from trainer.runs import Home, Run, read_json, write_json
 from trainer.traces import Store
 
 
@@ -124,6 +124,14 @@ def test_budget_is_hard_and_raising_it_pays_nothing_twice(desk: Desk) -> None:
     change(desk.folder, budget_usd=500, max_tokens=1000, concurrency=1)
     desk.work()
     assert Counter(desk.teacher.asked).most_common(1)[0][1] == 1
+
+
+def test_a_process_that_cannot_begin_does_not_tell_an_earlier_error(desk: Desk) -> None:
+    with desk.run() as run:
+        write_json(run.stage("capture") / "error.json", {"kind": "BudgetError", "message": "of last week"})
+        broken = replace(run, environment={"PYTHONHOME": str(desk.folder)})  # no Python starts there
+        with pytest.raises(TeacherError, match="the capturing process ended with code 1"):
+            capture.run(broken)
 
 
 def test_unknown_price_is_an_error_not_zero(desk: Desk) -> None:
