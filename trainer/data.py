@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,15 @@ def _rows(file: Path) -> Iterator[Row]:
     """Rows with their line (or row number); a string in place of a row is its fault."""
     try:
         yield from READERS[file.suffix](file)
-    except UnicodeDecodeError as error:
-        yield 0, f"not UTF-8 at byte {error.start}; save the file as UTF-8"
+    except UnicodeDecodeError:
+        yield _not_utf8(file.read_bytes())
+
+
+def _not_utf8(data: bytes) -> Row:
+    """Where the first byte is that is not UTF-8; a reader's own error counts within what it read last."""
+    before = re.split("[\udc80-\udcff]", data.decode(errors="surrogateescape"), maxsplit=1)[0]
+    where = f"not UTF-8 at byte {len(before.encode())}"
+    return before.count("\n") + 1, f"{where} of the file; save it as UTF-8"
 
 
 def _jsonl(file: Path) -> Iterator[Row]:

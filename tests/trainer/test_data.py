@@ -60,6 +60,15 @@ def test_ragged_csv_not_utf8_and_broken_parquet(tmp_path: Path) -> None:
     assert "not UTF-8" in text and "not Parquet" in text
 
 
+def test_the_first_byte_that_is_not_utf8_is_found_in_a_long_file(tmp_path: Path) -> None:
+    line = '{"text": "na\u00efve"}\n'.encode()
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + 2000 * line + b'{"text": "\xe2\x82"}\n\xff\n')
+    with pytest.raises(DataError) as caught:
+        read({None: [tmp_path / "a.jsonl"]}, ["text"], tmp_path)
+    at = 3 + 2000 * len(line) + 10
+    assert caught.value.faults[1] == f"a.jsonl:2001: not UTF-8 at byte {at} of the file; save it as UTF-8"
+
+
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match="hold no rows"):
