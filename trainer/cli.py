@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer import bundle_cli, keeping_cli, pipeline, study_cli, task, watch_cli
-from trainer.errors import HomestillError
+from trainer.errors import HomestillError, told
 from trainer.process import QUIET
 from trainer.runs import Home, Run, holder, read_json
 from trainer.traces import Store
@@ -300,5 +300,5 @@ def main() -> None:
             err.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        err.print(f"[red]error:[/] {escape(f'{error.filename or error}: {error.strerror}')}", highlight=False)
+        err.print(f"[red]error:[/] {escape(told(error))}", highlight=False)
         sys.exit(1)

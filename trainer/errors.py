@@ -29,6 +29,11 @@ class HomestillError(Exception):
     exit_code = 1
 
 
+def told(error: OSError) -> str:
+    """What the system refused, in a line; an OSError that a library raised may have no more than a text."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
 class FaultsError(HomestillError):
     """An error that lists every fault found, each a full line of value, rule and remedy."""
 

@@ -14,7 +14,7 @@ from trainer.bundle.contents import BUNDLE, CHECKSUMS, SIGNATURE, Contents
 from trainer.bundle.load import Host, Import, Register, load, load_box
 from trainer.bundle.meter import Meter
 from trainer.bundle.verify import check, part_is, signed_contents, trusted_key
-from trainer.errors import HomestillError
+from trainer.errors import HomestillError, told
 
 EPILOG = """\
 The trusted key is the public key of whoever made the bundle: 64 hex digits, or a file that holds them. Get it
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             sys.stderr.write(f"error: {line}\n")
         return error.exit_code
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or error}: {error.strerror}\n")
+        sys.stderr.write(f"error: {told(error)}\n")
         return 1
     return 0
 
