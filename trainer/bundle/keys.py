@@ -35,8 +35,8 @@ def make_if_missing(key: Path) -> bool:
         made = Path(folder) / "key"
         _openssl("genpkey", "-algorithm", "ed25519", "-out", made)
         made.chmod(0o600)
-        os.replace(made, key)
-    key.with_name(f"{key.name}.pub").write_text(public(key).hex() + "\n", encoding="ascii")
+        durable(key.with_name(f"{key.name}.pub"), f"{public(made).hex()}\n".encode())
+        os.replace(made, key)  # last: where there is a key, nothing is made any more
     return True
 
 

@@ -19,6 +19,23 @@ from trainer.bundle.write import Source, write
 from trainer.errors import BundleError, DiskError
 
 
+def test_a_key_that_is_there_has_its_public_half_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "box.key"
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr(keys, "durable", die)
+        keys.make_if_missing(key)
+    assert not key.exists()
+    assert keys.make_if_missing(key)
+    assert (tmp_path / "box.key.pub").read_text() == f"{keys.public(key).hex()}\n"
+    assert not keys.make_if_missing(key)
+
+
 def test_parts_join_to_the_files_with_plain_tools(tmp_path: Path, key: Path) -> None:
     write_bundle(tmp_path / "bundle", key)
     path, data = next((path, data) for path, data in FILES.items() if path.endswith("model.gguf"))
