@@ -33,7 +33,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from trainer.errors import StoreError
 
@@ -178,6 +178,10 @@ class Store:
         try:
             with self._engine.begin() as connection:
                 yield connection
+        except IntegrityError as error:
+            raise StoreError(
+                f"another process has stored the same ({error.orig}); run again, it is found then"
+            ) from error
         except DatabaseError as error:
             raise StoreError(
                 f"the database cannot be used: {error.orig}; free some disk space and run again"

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_a_committed_trace_survives_kill_9(tmp_path: Path) -> None:
     store = Store.open(url(tmp_path))
     assert store.trace("a") == TRACE
     store.close()
+
+
+def test_what_another_process_has_stored_is_no_full_disk(tmp_path: Path) -> None:
+    with closing(Store.open(url(tmp_path))) as store:
+        store.add_trace(TRACE)
+        with pytest.raises(StoreError, match=r"another process has stored the same .*; run again"):
+            store.add_trace(TRACE)
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
