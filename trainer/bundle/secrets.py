@@ -8,10 +8,10 @@ from pathlib import Path
 
 NAMES = ("_API_KEY", "_API_KEYS", "_TOKEN", "_SECRET", "_ACCESS_KEY")
 SHAPES = re.compile(
-    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    rb"|\bsk-[A-Za-z0-9_-]{24,}"
-    rb"|\bhf_[A-Za-z0-9]{30,}"
-    rb"|\bAKIA[0-9A-Z]{16}\b"
+    rb"(-----BEGIN) [A-Z ]*PRIVATE KEY-----"
+    rb"|\b(sk-)[A-Za-z0-9_-]{24,}"
+    rb"|\b(hf_)[A-Za-z0-9]{30,}"
+    rb"|\b(AKIA)[0-9A-Z]{16}\b"
 )
 SHORTEST = 8
 """Characters; a shorter value of a variable may be a word that is anywhere."""
@@ -43,7 +43,7 @@ class Secrets:
             if key in data:
                 return f"the value of {name}"
         found = SHAPES.search(data) if shapes else None
-        return f"what looks like a key ({found[0][:10].decode()}…)" if found else None
+        return f"what looks like a key ({b''.join(found.groups(b'')).decode()}…)" if found else None
 
     def in_file(self, file: Path) -> str | None:
         return None if file.stat().st_size > LARGEST else self.in_data(file.read_bytes())

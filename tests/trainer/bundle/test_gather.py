@@ -133,6 +133,7 @@ def test_everything_that_cannot_travel_is_named_at_once(box: Path, hub: Path) ->
     (box / "words" / "link.py").symlink_to(box / "words" / "program.py")
     (box / "words" / "notes.txt").write_text(f"key: {KEY}")
     (box / "words" / "pem.txt").write_text("-----BEGIN PRIVATE KEY-----")
+    (box / "words" / "hub.txt").write_text(f"hf_{'Q7' * 17}")
     (box / "home" / "releases" / "words" / "current").unlink()
     chosen = _task(box, student={"base": "nobody/none"})
     with pytest.raises(BundleError) as refused:
@@ -144,7 +145,8 @@ def test_everything_that_cannot_travel_is_named_at_once(box: Path, hub: Path) ->
     with pytest.raises(BundleError) as refused:
         _gathered(box, Wanted([_task(box)], releases=False, bases=False), {"PROVIDER_API_KEY": KEY})
     assert "notes.txt holds the value of PROVIDER_API_KEY" in str(refused.value)
-    assert "pem.txt holds what looks like a key" in str(refused.value)
+    assert "pem.txt holds what looks like a key (-----BEGIN…)" in str(refused.value)
+    assert "hub.txt holds what looks like a key (hf_…)" in str(refused.value)  # and nothing of it
     assert KEY not in str(refused.value)
 
 
