@@ -20,6 +20,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Float,
+    Index,
     Integer,
     MetaData,
     String,
@@ -64,6 +65,9 @@ traces = Table(
     Column("score", Float, nullable=True),
     Column("created", String(32), nullable=False),
 )
+
+traces_cost = Index("ix_traces_cost", traces.c.task, traces.c.cost_usd)
+"""What a task has spent is asked before every call: read off the index, without the traces themselves."""
 
 answers = Table(
     "answers",
@@ -141,7 +145,11 @@ def create_tables(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [create_tables]
+def index_cost(connection: Connection) -> None:
+    traces_cost.create(connection, checkfirst=True)
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [create_tables, index_cost]
 """Applied in order; a store's version is how many of them it has seen."""
 
 

@@ -47,6 +47,19 @@ def test_what_is_added_is_found_by_another_opening(tmp_path: Path) -> None:
     second.close()
 
 
+def test_what_was_spent_is_read_off_an_index_in_a_store_of_the_first_version_too(tmp_path: Path) -> None:
+    Store.open(url(tmp_path)).close()
+    with closing(sqlite3.connect(tmp_path / "store.db")) as raw:
+        raw.execute("DROP INDEX ix_traces_cost")
+        raw.execute("DELETE FROM schema_version WHERE version > 1")
+        raw.execute("INSERT INTO schema_version VALUES (1)")
+        raw.commit()
+    Store.open(url(tmp_path)).close()
+    with closing(sqlite3.connect(tmp_path / "store.db")) as raw:
+        plan = raw.execute("EXPLAIN QUERY PLAN SELECT sum(cost_usd) FROM traces WHERE task = 't'").fetchall()
+    assert "COVERING INDEX ix_traces_cost" in plan[0][-1]
+
+
 def test_a_committed_trace_survives_kill_9(tmp_path: Path) -> None:
     code = (
         "import sys, time; from trainer.traces import Store; from tests.trainer.test_traces import TRACE\n"

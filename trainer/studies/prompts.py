@@ -57,7 +57,7 @@ def optimized(
     judging = _Judging(program)
     train = shuffled(assigned(study.run.task).splits["train"])[: settings.examples]
     stored = Store.open(f"sqlite:///{_made(study.folder) / 'calls.db'}")
-    ledger = Ledger(Price(input=0, output=0), 0.0, 0.0)  # a local model's calls cost nothing
+    ledger = Ledger(Price(input=0, output=0), 0.0, lambda: 0.0)  # a local model's calls cost nothing
     paid = study.run.store.spent(study.run.task.name)
     name = f"study {study.name}: prompts for {registration.name}"
     with (

@@ -59,14 +59,14 @@ def _key(settings: TeacherSettings, environment: Mapping[str, str]) -> str | Non
 
 
 def open_ledger(run: Run) -> Ledger:
-    """The task's budget with what its traces have cost so far; one for all that a process asks.
+    """The task's budget, against what its traces have cost whoever bought them; one for all that is asked at once.
 
     Raises:
         TeacherError: the price is not known.
     """
     settings = run.task.settings.teacher
     price = Price(input=0, output=0) if offline(run.environment) else price_of(settings)
-    return Ledger(price, settings.budget_usd, run.store.spent(run.task.name))
+    return Ledger(price, settings.budget_usd, lambda: run.store.spent(run.task.name))
 
 
 def teacher_lm(

@@ -91,25 +91,19 @@ class Teacher:
             started = self._clock()
             response = self._real_client()(request)
             latency = (self._clock() - started) * 1000
-            usage = bill.settle(response.usage.input_tokens, response.usage.output_tokens)
-        trace = Trace(
-            id=key,
-            task=self._identity["task"],
-            example=opened.example,
-            predictor=opened.caller(),
-            purpose=self._identity["purpose"],
-            program=self._identity["program"],
-            teacher=self._identity["teacher"],
-            stand_in=self._identity["stand_in"],
-            messages=messages,
-            completion=response.text or "",
-            response=response_to_dict(response),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cost_usd=usage.cost_usd,
-            latency_ms=latency,
-        )
-        self._store.add_trace(trace)
+            usage = bill.settled(response.usage.input_tokens, response.usage.output_tokens)
+            trace = Trace(
+                id=key,
+                example=opened.example,
+                predictor=opened.caller(),
+                messages=messages,
+                completion=response.text or "",
+                response=response_to_dict(response),
+                latency_ms=latency,
+                **vars(usage),
+                **self._identity,
+            )
+            self._store.add_trace(trace)
         return trace
 
     def _real_client(self) -> dspy.LM:

@@ -1,9 +1,9 @@
-"""What a call costs: prices per model, worst case reserved before the call, settled after it."""
+"""What a call costs: prices per model, worst case reserved until the call is stored."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,40 +48,50 @@ def cost(price: Price, prompt_tokens: float, completion_tokens: float) -> float:
     return (price.input * prompt_tokens + price.output * completion_tokens) / 1e6
 
 
+@dataclass(frozen=True)
 class Bill:
-    """One reserved call; `settle` turns the reservation into what it really cost."""
+    """One reserved call; `settled` is what it really cost."""
 
-    def __init__(self, price: Price, worst: Usage) -> None:
-        self._price = price
-        self.usage = worst
+    price: Price
+    worst: Usage
 
-    def settle(self, prompt_tokens: int | None, completion_tokens: int | None) -> Usage:
+    def settled(self, prompt_tokens: int | None, completion_tokens: int | None) -> Usage:
         """Tokens as the provider counted them; what it did not count stays at the worst case."""
-        prompt = self.usage.prompt_tokens if prompt_tokens is None else prompt_tokens
-        completion = self.usage.completion_tokens if completion_tokens is None else completion_tokens
-        self.usage = Usage(prompt, completion, cost(self._price, prompt, completion))
-        return self.usage
+        prompt = self.worst.prompt_tokens if prompt_tokens is None else prompt_tokens
+        completion = self.worst.completion_tokens if completion_tokens is None else completion_tokens
+        return Usage(prompt, completion, cost(self.price, prompt, completion))
 
 
 class Ledger:
-    """A hard budget shared by all threads: a call that could pass it is refused before it is made."""
+    """A hard budget shared by all threads: a call that could pass it is refused before it is made.
 
-    def __init__(self, price: Price, budget_usd: float, spent_usd: float) -> None:
+    What is spent is asked anew for every call, so ledgers of one task, in other processes too, count together;
+    only what is on its way is each ledger's own.
+
+    Args:
+        spent: US dollars that the task's stored calls have cost.
+    """
+
+    def __init__(self, price: Price, budget_usd: float, spent: Callable[[], float]) -> None:
         self._price = price
         self._budget = budget_usd
-        self._spent = spent_usd
+        self._spent = spent
+        self._held = 0.0
         self._lock = threading.Lock()
         self.refused: Exception | None = None
         """The last call that could not be bought, whoever swallowed its error."""
 
     @property
     def spent_usd(self) -> float:
-        """Settled and reserved together."""
-        return self._spent
+        """Stored and reserved together."""
+        return self._spent() + self._held
 
     @contextmanager
     def reserved(self, messages: list[dict[str, str]], max_tokens: int | None) -> Iterator[Bill]:
         """Hold the most that a call can cost: a token per byte of the prompt, and the longest answer.
+
+        What the call did cost is to be stored before the reservation ends: a call counts twice for a moment,
+        never not at all.
 
         Raises:
             BudgetError: it could pass the budget.
@@ -90,17 +100,14 @@ class Ledger:
         completion = max_tokens or DEFAULT_MAX_TOKENS
         worst = Usage(prompt, completion, cost(self._price, prompt, completion))
         with self._lock:
-            if self._spent + worst.cost_usd > self._budget:
+            if (spent := self.spent_usd) + worst.cost_usd > self._budget:
                 raise BudgetError(
-                    f"teacher.budget_usd is {self._budget:g}, {self._spent:.4f} are spent or reserved and the next "
+                    f"teacher.budget_usd is {self._budget:g}, {spent:.4f} are spent or reserved and the next "
                     f"call can cost {worst.cost_usd:.4f}; raise the budget and run again, nothing is paid twice"
                 )
-            self._spent += worst.cost_usd
-        bill = Bill(self._price, worst)
-        failed = True
+            self._held += worst.cost_usd
         try:
-            yield bill
-            failed = False
+            yield Bill(self._price, worst)
         finally:
             with self._lock:
-                self._spent += (0.0 if failed else bill.usage.cost_usd) - worst.cost_usd
+                self._held -= worst.cost_usd

@@ -139,7 +139,7 @@ def _capture(run: Run, program: programs.Program, examples: list[Example]) -> No
 
     settings = run.task.settings.teacher
     assert settings.price_per_1m is not None
-    ledger = Ledger(settings.price_per_1m, settings.budget_usd, 0.0)
+    ledger = Ledger(settings.price_per_1m, settings.budget_usd, lambda: 0.0)
     identity = {
         "task": run.task.name,
         "program": program.hash,

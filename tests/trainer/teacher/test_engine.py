@@ -43,7 +43,7 @@ def teacher(
     store: Store, provider: Counted, budget: float = 100, stopping: threading.Event | None = None
 ) -> dspy.LM:
     identity = {"task": "t", "program": "p", "teacher": "m/x", "stand_in": False, "purpose": "capture"}
-    ledger = Ledger(Price(input=1, output=1), budget, store.spent("t"))
+    ledger = Ledger(Price(input=1, output=1), budget, lambda: store.spent("t"))
     engine = Teacher(
         lambda: dspy.LM("m/x", engine=provider, cache=False, num_retries=0),
         store,
@@ -94,6 +94,18 @@ def test_budget_counts_what_other_processes_spent(store: Store) -> None:
         ask(teacher(store, provider, budget=1.5), "c", "hello")
     assert isinstance(caught.value.__cause__, BudgetError)
     assert len(provider.requests) == 2
+
+
+def test_ledgers_that_were_opened_before_anything_was_bought_share_the_budget(store: Store) -> None:
+    provider = Counted()
+    models = [teacher(store, provider, budget=1.5) for _ in range(3)]
+    ask(models[0], "a", "hello")
+    with pytest.raises(Exception, match=r"1\.5000 are spent or reserved") as caught:
+        for example in ("b", "c"):
+            provider.usage = Usage(input_tokens=500_000, output_tokens=0)
+            ask(models[1 + (example == "c")], example, "hello")
+    assert isinstance(caught.value.__cause__, BudgetError)
+    assert store.spent("t") <= 1.5
 
 
 def test_once_stopping_nothing_is_bought_but_what_is_stored_is_replayed(store: Store) -> None:

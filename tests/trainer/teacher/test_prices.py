@@ -31,24 +31,25 @@ def test_cost_is_per_million_tokens() -> None:
 
 
 def test_a_failed_call_gives_its_reservation_back() -> None:
-    ledger = Ledger(Price(input=1e4, output=0), budget_usd=1.5, spent_usd=0)
+    ledger = Ledger(Price(input=1e4, output=0), budget_usd=1.5, spent=lambda: 0.0)
     with pytest.raises(RuntimeError), ledger.reserved(MESSAGES, 1):
         raise RuntimeError
     assert ledger.spent_usd == 0
 
 
 def test_concurrent_calls_never_pass_the_budget() -> None:
-    ledger = Ledger(Price(input=1e4, output=0), budget_usd=10, spent_usd=0)  # each call costs $1
+    stored: list[float] = []  # each call costs $1
+    ledger = Ledger(Price(input=1e4, output=0), budget_usd=10, spent=lambda: sum(stored))
 
     def call(_: int) -> bool:
         try:
             with ledger.reserved(MESSAGES, 1) as bill:
-                bill.settle(100, 0)
+                stored.append(bill.settled(100, 0).cost_usd)
         except BudgetError:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
         made = sum(pool.map(call, range(50)))
-    assert made == 10
-    assert ledger.spent_usd == pytest.approx(10)
+    assert 9 <= made <= 10  # a call that is being stored counts twice for a moment
+    assert ledger.spent_usd == pytest.approx(made)
