@@ -141,8 +141,8 @@ def _optimized(run: Run, assignment: splits.Assignment, ledger: Ledger, stopping
     if saved is None:
         lm = teacher_lm(run, plain.hash, "optimize", ledger, stopping=stopping)
         state = optimize(program.load(run.task, judge=judge), lm, assignment.splits["train"])
-        if ledger.refused:  # optimizers swallow errors; what they made of the rest is not what was asked for
-            raise ledger.refused
+        for refused in ledger.refused.values():
+            raise refused  # optimizers swallow errors; what they made of the rest is not what was asked for
         write_json(run.stage("capture") / "program.json", state)
     return program.load(run.task, run.stage("capture") / "program.json", judge)
 

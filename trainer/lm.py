@@ -41,8 +41,8 @@ class Session:
     """Name of each predictor of the program, by `id`."""
     calls: list[dict[str, Any]] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
-    refused: Exception | None = None
-    """A call that the teacher could not be asked, even where the program went on without it."""
+    refused: dict[str, Exception] = field(default_factory=dict)
+    """The calls that the teacher could not be asked, even where the program went on without them."""
 
     def caller(self) -> str:
         """Name of the predictor that is calling, or `judge` where a metric or an optimizer asks."""

@@ -215,8 +215,8 @@ def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: s
             raise _translated(error, TeacherError if opened.refused else failure) from error
         except Exception as error:  # noqa: BLE001  the program's own code failed on this answer: it counts as wrong
             fault = _brief(error)
-    if opened.refused:
-        raise _translated(opened.refused, TeacherError) from opened.refused
+    for refused in opened.refused.values():
+        raise _translated(refused, TeacherError) from refused
     elapsed = (time.perf_counter() - started) * 1000
     calls = list(opened.calls)
     score, strict = 0.0, 0.0

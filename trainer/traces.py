@@ -40,6 +40,8 @@ from trainer.errors import StoreError
 
 TRAFFIC = "traffic"
 """`Trace.purpose` of what the endpoint has journaled."""
+LOST = "lost"
+"""`Trace.purpose` of a call that failed and may have been billed all the same; its cost is the most it can be."""
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -98,7 +100,7 @@ class Trace:
     example: str
     predictor: str
     purpose: str
-    """`capture`, `optimize` while a prompt optimizer works, or `traffic` from the endpoint's journal."""
+    """`capture`, `optimize` while a prompt optimizer works, or `traffic` from the endpoint's journal; `lost` without an answer."""
     program: str
     teacher: str
     stand_in: bool

@@ -20,7 +20,7 @@ NO_KEY = "not-needed"  # a gateway or stand-in without authentication; the clien
 
 
 def make_client(settings: TeacherSettings, environment: Mapping[str, str]) -> dspy.LM:
-    """The provider's client: retries with backoff on 429, 5xx and timeouts, and honours Retry-After.
+    """The provider's client. It asks once; `teacher_lm` asks again, so that every attempt is reckoned with.
 
     The key comes from the provider's usual variable, or from the file that `<VARIABLE>_FILE` names.
 
@@ -37,9 +37,7 @@ def make_client(settings: TeacherSettings, environment: Mapping[str, str]) -> ds
     if key := _key(settings, environment) or (NO_KEY if address else None):
         options["api_key"] = key
     try:
-        return dspy.LM(
-            settings.model, cache=False, num_retries=settings.retries, timeout=settings.timeout_s, **options
-        )
+        return dspy.LM(settings.model, cache=False, num_retries=0, timeout=settings.timeout_s, **options)
     except (LMConfigurationError, ValueError) as error:
         raise TeacherError(f"teacher.model is {settings.model!r}: {error}") from error
 
@@ -74,6 +72,8 @@ def teacher_lm(
 ) -> dspy.LM:
     """The task's teacher as a DSPy model that records, replays and keeps to the budget.
 
+    It asks again with backoff on 429, 5xx and timeouts, and honours Retry-After.
+
     Args:
         purpose: capture, optimize or judge.
         stopping: once set, no further call is bought.
@@ -98,7 +98,7 @@ def teacher_lm(
             settings.model,
             engine=engine,
             cache=False,
-            num_retries=0,  # the client inside retries; here a second attempt would only hide its error
+            num_retries=settings.retries,
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
         )

@@ -7,17 +7,45 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import uuid4
 
 import dspy
 from dspy._vendor.lm15.serde import request_to_dict, response_from_dict, response_to_dict
+from dspy._vendor.lm15.transports import ConnectError
 from dspy.lm15 import Request, Response
-from dspy.utils.exceptions import ContextWindowExceededError, LMError
+from dspy.utils.exceptions import (
+    ContextWindowExceededError,
+    LMConfigurationError,
+    LMError,
+    LMLockTimeoutError,
+    LMProviderError,
+    LMTimeoutError,
+    LMUnsupportedFeatureError,
+)
 
 from trainer.errors import TeacherError
 from trainer.lm import Session, call_record, current_session, openai_messages
 from trainer.runs import sha256_json
-from trainer.teacher.prices import Ledger
-from trainer.traces import Store, Trace
+from trainer.teacher.prices import Ledger, Usage
+from trainer.traces import LOST, Store, Trace
+
+UNSENT = (LMConfigurationError, LMLockTimeoutError, LMUnsupportedFeatureError)
+"""Failures that come before the provider has the request."""
+
+
+def perhaps_billed(error: BaseException) -> bool:
+    """Whether the provider may want to be paid for a call that failed: it has the request, and has not said no.
+
+    An error status is a no, as for the endpoint's budget; one that tells of a timeout (408, 504) is none.
+    """
+    if isinstance(error, UNSENT) or (
+        isinstance(error, LMProviderError) and not isinstance(error, LMTimeoutError)
+    ):
+        return False
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConnectError):
+        cause = cause.__cause__
+    return cause is None
 
 
 class Teacher:
@@ -56,6 +84,8 @@ class Teacher:
             asking = self._asking[key]
         with asking:  # two threads with the same question: one buys, the other finds it
             trace = self._store.trace(key) or self._bought(key, opened, request)
+        for refused in (opened.refused, self._ledger.refused):
+            refused.pop(key, None)  # an earlier attempt's
         response: Response = response_from_dict(trace.response)
         opened.traces.append(trace.id)
         opened.calls.append(call_record(trace.predictor, request, response, trace.latency_ms, trace.cost_usd))
@@ -68,7 +98,7 @@ class Teacher:
         except ContextWindowExceededError:
             raise
         except (TeacherError, LMError) as error:
-            opened.refused = self._ledger.refused = error
+            opened.refused[key] = self._ledger.refused[key] = error
             raise
 
     def _key(self, opened: Session, request: Request) -> str:
@@ -86,24 +116,31 @@ class Teacher:
     def _buy(self, key: str, opened: Session, request: Request) -> Trace:
         if self._stopping.is_set():
             raise TeacherError("the run is being stopped; run the same command again to go on")
-        messages = openai_messages(request)
+        messages, client = openai_messages(request), self._real_client()
         with self._ledger.reserved(messages, request.config.max_tokens) as bill:
             started = self._clock()
-            response = self._real_client()(request)
-            latency = (self._clock() - started) * 1000
-            usage = bill.settled(response.usage.input_tokens, response.usage.output_tokens)
-            trace = Trace(
+            try:
+                response = client(request)
+            except BaseException as error:
+                if bill.worst.cost_usd and perhaps_billed(error):
+                    self._keep(opened, messages, bill.worst, id=uuid4().hex, purpose=LOST)
+                raise
+            return self._keep(
+                opened,
+                messages,
+                bill.settled(response.usage.input_tokens, response.usage.output_tokens),
                 id=key,
-                example=opened.example,
-                predictor=opened.caller(),
-                messages=messages,
                 completion=response.text or "",
                 response=response_to_dict(response),
-                latency_ms=latency,
-                **vars(usage),
-                **self._identity,
+                latency_ms=(self._clock() - started) * 1000,
             )
-            self._store.add_trace(trace)
+
+    def _keep(self, opened: Session, messages: list[dict[str, str]], usage: Usage, **told: Any) -> Trace:
+        """Store what was paid for, and what may have been: that one has no answer."""
+        empty: dict[str, Any] = {"completion": "", "response": {}, "latency_ms": 0.0}
+        about = empty | vars(usage) | dict(self._identity) | told
+        trace = Trace(example=opened.example, predictor=opened.caller(), messages=messages, **about)
+        self._store.add_trace(trace)
         return trace
 
     def _real_client(self) -> dspy.LM:

@@ -78,8 +78,8 @@ class Ledger:
         self._spent = spent
         self._held = 0.0
         self._lock = threading.Lock()
-        self.refused: Exception | None = None
-        """The last call that could not be bought, whoever swallowed its error."""
+        self.refused: dict[str, Exception] = {}
+        """The calls that could not be bought, whoever swallowed their errors."""
 
     @property
     def spent_usd(self) -> float:

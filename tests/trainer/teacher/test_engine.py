@@ -9,6 +9,8 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy import lm15
+from dspy._vendor.lm15.transports import ConnectError
 from dspy.lm15 import Message, Request, Response, Usage
 
 from trainer.errors import BudgetError, TeacherError
@@ -22,12 +24,16 @@ from trainer.traces import Store
 class Counted:
     """An engine in place of the provider."""
 
-    def __init__(self) -> None:
+    def __init__(self, *failures: BaseException) -> None:
         self.requests: list[Request] = []
         self.usage = Usage(input_tokens=1_000_000, output_tokens=0)
+        self.failures = list(failures)
+        """Raised one after the other before it answers."""
 
     def complete(self, request: Request) -> Response:
         self.requests.append(request)
+        if self.failures:
+            raise self.failures.pop(0)
         said = Message.assistant(f"answer {len(self.requests)}")
         return Response(id=None, model=request.model, message=said, finish_reason="stop", usage=self.usage)
 
@@ -40,7 +46,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def teacher(
-    store: Store, provider: Counted, budget: float = 100, stopping: threading.Event | None = None
+    store: Store,
+    provider: Counted,
+    budget: float = 100,
+    stopping: threading.Event | None = None,
+    retries: int = 0,
 ) -> dspy.LM:
     identity = {"task": "t", "program": "p", "teacher": "m/x", "stand_in": False, "purpose": "capture"}
     ledger = Ledger(Price(input=1, output=1), budget, lambda: store.spent("t"))
@@ -51,7 +61,7 @@ def teacher(
         identity,
         stopping=stopping,
     )
-    return dspy.LM("m/x", engine=engine, cache=False, num_retries=0, max_tokens=10)
+    return dspy.LM("m/x", engine=engine, cache=False, num_retries=retries, max_tokens=10)
 
 
 def ask(lm: dspy.LM, example: str, *questions: str) -> list[dict[str, Any]]:
@@ -106,6 +116,56 @@ def test_ledgers_that_were_opened_before_anything_was_bought_share_the_budget(st
             ask(models[1 + (example == "c")], example, "hello")
     assert isinstance(caught.value.__cause__, BudgetError)
     assert store.spent("t") <= 1.5
+
+
+WORST = (len("hello") + 8 + 10) / 1e6
+LATE = lm15.TimeoutError("no answer in time")
+LATE.retry_after = 0.0
+
+
+def unreachable() -> lm15.TransportError:
+    error = lm15.TransportError("connection refused")
+    error.__cause__ = ConnectError("connection refused")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("failure", "usd"),
+    [
+        (LATE, WORST),
+        (lm15.TransportError("broke off"), WORST),
+        (ValueError("not the answer's shape"), WORST),
+        (KeyboardInterrupt(), WORST),
+        (unreachable(), 0),
+        (lm15.AuthError("no"), 0),
+        (lm15.RateLimitError("slower"), 0),
+        (lm15.ServerError("not now"), 0),
+        (lm15.NotConfiguredError("no key"), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_a_failed_call_counts_as_spent_unless_the_provider_refused_or_never_had_it(
+    store: Store, failure: BaseException, usd: float
+) -> None:
+    lm = teacher(store, Counted(failure))
+    with pytest.raises(BaseException):  # noqa: B017  whichever it is
+        ask(lm, "a", "hello")
+    assert store.spent("t") == pytest.approx(usd)
+    assert ask(lm, "a", "hello")[0]["completion"] == "answer 2"
+    assert store.spent("t") == pytest.approx(1 + usd)
+
+
+def test_every_attempt_is_reckoned_with_and_a_success_takes_the_refusal_back(store: Store) -> None:
+    provider = Counted(LATE, LATE)
+    with session("a", {}) as opened:
+        teacher(store, provider, retries=2)("hello")
+    assert not opened.refused
+    assert len(provider.requests) == 3
+    assert store.spent("t") == pytest.approx(1 + 2 * WORST)
+    with pytest.raises(Exception, match="budget_usd") as caught, session("b", {}) as opened:
+        teacher(store, Counted(LATE), budget=1 + 3.5 * WORST, retries=2)("hello")
+    assert isinstance(caught.value.__cause__, BudgetError)
+    assert opened.refused
 
 
 def test_once_stopping_nothing_is_bought_but_what_is_stored_is_replayed(store: Store) -> None:
