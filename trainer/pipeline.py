@@ -24,6 +24,8 @@ from trainer.task import Task
 from trainer.traces import Store
 
 ORDER = ("capture", "curate", "train", "export", "register", "evaluate", "certify", "release")
+OPERATIONAL = ("api_base", "concurrency", "timeout_s", "retries", "budget_usd")
+"""Settings of the teacher that say how to reach and pace it, and change no outcome."""
 log = logging.getLogger("homestill.pipeline")
 
 
@@ -45,8 +47,8 @@ def stage(name: str) -> Stage:
 def run_name(task: Task) -> str:
     """A run's name follows from task, program and data: the same inputs find the same run again."""
     settings = task.settings.model_dump(mode="json")
-    for operational in ("api_base", "concurrency", "timeout_s", "retries", "budget_usd"):
-        settings["teacher"].pop(operational)  # how to reach and pace the teacher changes no outcome
+    for operational in OPERATIONAL:
+        settings["teacher"].pop(operational)
     settings["student"]["train"].pop("processes")  # nor on how many processes it is trained
     settings.pop("retrain")  # nor when it is run
     return sha256_json([settings, task.code_sha256, task.data_sha256])[:12]

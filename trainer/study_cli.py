@@ -31,6 +31,7 @@ out = Console()
 err = Console(stderr=True)
 
 LOCAL = "local answers cost nothing; a metric that asks a model pays for it, within teacher.budget_usd"
+ONE_PREDICTOR = "student.predictor is set, and studies ask one model for the whole program; study it without"
 TaskArgument = Annotated[Path, typer.Argument(metavar="TASK", help="A task folder, or its task.yaml.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it will ask and cost, and stop.")]
 Limit = Annotated[
@@ -157,10 +158,6 @@ def _opened(name: str, folder: Path, limit: int | None, context: int | None) -> 
     from trainer.studies import study as studies
 
     loaded = task.load(folder)
-    if loaded.settings.student.predictor and name != "forgetting":
-        raise TaskError(
-            ["student.predictor is set, and studies ask one model for the whole program; study it without"]
-        )
     home = Home.from_environment(os.environ)
     home.create()
     store = Store.open(home.database_url)
@@ -169,6 +166,8 @@ def _opened(name: str, folder: Path, limit: int | None, context: int | None) -> 
         with locked(place, loaded.name):
             current = pipeline.open_run(loaded, home, store, os.environ)
             run = studies.finished(current)
+            if name != "forgetting" and any(one.settings.student.predictor for one in (loaded, run.task)):
+                raise TaskError([ONE_PREDICTOR])
             if run.folder != current.folder:
                 err.print(f"run {current.name} is not finished; studying run {run.name}", highlight=False)
             yield studies.Study(name, run, place, limit=limit, context=context)

@@ -98,6 +98,26 @@ def load(path: Path) -> Task:
     return Task(file.parent.resolve(), settings)
 
 
+def recorded(folder: Path, file: Path) -> Task:
+    """The task with the settings that a run was made with.
+
+    Args:
+        folder: of the task as it stands.
+        file: the run's task.json.
+
+    Raises:
+        TaskError: this version does not know the settings, or what they name is gone.
+    """
+    tree, name = json.loads(file.read_text(encoding="utf-8"))["settings"], f"{file.parent.name}/{file.name}"
+    try:
+        settings = TaskSettings.model_validate(tree)
+    except ValidationError as error:
+        raise TaskError([describe(detail, {}, name) for detail in relevant(error.errors())]) from error
+    if faults := _file_faults(tree, folder, {}, name):
+        raise TaskError(faults)
+    return Task(folder, settings)
+
+
 def examples(task: Task) -> list[Example]:
     """All rows of the task's data, in file order.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,20 +38,6 @@ def test_dry_runs_say_what_is_missing_and_ask_nothing(run: Run) -> None:
     prices = said("order", folder, "--dry-run")
     assert "with the prompts as written" in prices and "$" in prices and "budget $20" in prices
     assert not list((run.home.root / "studies").glob("*/*/rows.jsonl"))
-
-
-def test_forgetting_counts_the_conversations(run: Run, tmp_path: Path) -> None:
-    base = run.task.folder / "base"
-    base.mkdir()
-    (base / "config.json").write_text("{}", encoding="utf-8")
-    (base / "model.safetensors").write_bytes(b"")
-    settings = run.task.folder / "task.yaml"
-    settings.write_text(settings.read_text(encoding="utf-8") + "student: {base: ./base}\n", encoding="utf-8")
-    general = tmp_path / "general.jsonl"
-    general.write_text(json.dumps({"question": "a", "answer": "b"}), encoding="utf-8")
-    assert "1 conversations, 2 of 2" in said(
-        "forgetting", str(run.task.folder), "--general", str(general), "--dry-run"
-    )
 
 
 def test_two_processes_do_not_write_the_same_study(run: Run) -> None:

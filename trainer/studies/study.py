@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import dspy
 import numpy as np
 
-from trainer import evaluate, pipeline
+from trainer import evaluate, pipeline, task
 from trainer import program as programs
 from trainer.data import Example
 from trainer.errors import EvaluateError, TaskError
@@ -144,10 +144,10 @@ class Study:
 
 
 def finished(run: Run) -> Run:
-    """The run itself, or where it is not finished the newest run of the task that is.
+    """The run itself, or where it is not finished the newest run of the task that is, with the settings it had.
 
     Raises:
-        TaskError: none has a registered student.
+        TaskError: none has a registered student, or what that run was made of is gone.
     """
     folders = [folder for folder in run.folder.parent.iterdir() if _registered(folder)]
     if _registered(run.folder):
@@ -156,7 +156,10 @@ def finished(run: Run) -> Run:
         pipeline.require(run, "evaluate")
         raise TaskError([f"no run of {run.task.name} is finished; run: homestill run {run.task.folder}"])
     newest = max(folders, key=lambda folder: (folder / "register" / "registration.json").stat().st_mtime)
-    return replace(run, folder=newest)
+    own = task.recorded(run.task.folder, newest / "task.json").settings
+    now = run.task.settings.teacher.model_dump(include=set(pipeline.OPERATIONAL))  # the budget among them
+    settings = own.model_copy(update={"teacher": own.teacher.model_copy(update=now)})
+    return replace(run, folder=newest, task=replace(run.task, settings=settings))
 
 
 def shuffled(examples: Sequence[Example]) -> list[Example]:

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tasks import SETTINGS, write_task
 from tests.trainer.studies.pretend import Local, Messages, gold, reply, right, studied_run, study_of
-from trainer.errors import EvaluateError, RuntimeUnavailable
+from trainer import pipeline, task
+from trainer.errors import EvaluateError, RuntimeUnavailable, TaskError
 from trainer.runs import write_jsonl
-from trainer.studies.study import System, answered, minutes, paired_difference, scores
+from trainer.studies.report import facts
+from trainer.studies.study import System, answered, finished, minutes, paired_difference, scores
 
 
 def test_a_limit_takes_a_random_part_and_a_larger_one_adds_to_it(tmp_path: Path) -> None:
@@ -20,6 +23,23 @@ def test_a_limit_takes_a_random_part_and_a_larger_one_adds_to_it(tmp_path: Path)
     more = [example.id for example in study_of(run, "demos", Local(right), limit=5).examples()]
     assert len(ids) > 5
     assert few == more[:3] == ids[:3] == sorted(ids)[:3]
+
+
+def test_a_changed_task_is_studied_as_its_newest_finished_run_was_made(tmp_path: Path) -> None:
+    run = studied_run(tmp_path, student={"method": "full", "max_tokens": 99})
+    write_task(
+        run.task.folder, 60, student={"base": "other/base"}, teacher={**SETTINGS["teacher"], "budget_usd": 7}
+    )
+    changed = pipeline.open_run(task.load(run.task.folder), run.home, run.store, run.environment)
+    found = finished(changed)
+    assert found.folder == run.folder != changed.folder
+    assert found.task.settings.student == run.task.settings.student
+    assert found.task.settings.teacher.budget_usd == 7  # what may be spent is for today's task to say
+    study = study_of(found, "demos", Local(right))
+    assert (facts(study, 1)["method"], study.max_tokens) == ("full, q4_k_m", 99)
+    (run.task.folder / "program.py").rename(run.task.folder / "renamed.py")
+    with pytest.raises(TaskError, match=rf"program.py, which does not exist.*{run.name}/task.json"):
+        finished(changed)
 
 
 def test_an_empty_test_split_is_an_error(tmp_path: Path) -> None:
