@@ -28,7 +28,8 @@ from trainer.studies.study import Study
 from trainer.template import IGNORED, Template
 from trainer.training import base as bases
 
-VERSION = 1
+VERSION = 2
+"""Raise it when rows that were stored before no longer mean the same."""
 Which = Literal["before", "after"]
 MODELS: tuple[Which, Which] = ("before", "after")
 MAX_FAULTS = 20
@@ -156,7 +157,10 @@ def load_weights(folder: Path) -> Judge:
     dtype: Any = "auto" if cuda else torch.float32
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     model: Any = families.auto_class(config.model_type).from_pretrained(
-        folder, dtype=dtype, local_files_only=True
+        folder,
+        dtype=dtype,
+        attn_implementation=families.attention(config.model_type),
+        local_files_only=True,
     )
     model = model.to("cuda" if cuda else "cpu").eval()
 

@@ -129,6 +129,23 @@ def test_an_encoder_decoder_is_judged_by_its_decoder(tmp_path: Path) -> None:
     assert judged.loss / 3 == pytest.approx(theirs.item(), rel=1e-5)
 
 
+def test_soft_caps_are_computed_as_in_training(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    # so small a cap that leaving it out shows
+    torch.manual_seed(0)
+    config: Any = Gemma2Config(**size, **heads, attn_logit_softcapping=0.01, initializer_range=2.0)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    ids, labels = [3, 4, 5, 6, 7], [-100, -100, 5, 6, 7]
+    capped: Any = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    with torch.inference_mode():
+        loss = capped(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+    assert forgetting.load_weights(tmp_path)(ids, labels).loss == pytest.approx(3 * float(loss), rel=1e-5)
+
+
 def test_what_does_not_fit_is_left_out_and_counted(run: Run, tmp_path: Path) -> None:
     long = forgetting.read(general(tmp_path, count=2, words=600))[:1]
     rows = [*forgetting.read(general(tmp_path)), *long]
