@@ -29,7 +29,7 @@ from trainer.program import Program
 from trainer.progress import progress
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
 from trainer.runtimes.choice import runtime
-from trainer.runtimes.local import Chat, Registration
+from trainer.runtimes.local import Chat, Registration, recorded
 from trainer.statistics.scores import Interval, mean_interval, ratio_interval
 from trainer.teacher import others
 from trainer.teacher.client import open_ledger, teacher_lm
@@ -377,8 +377,7 @@ def _runtime_version(registration: Registration) -> str:
 
 
 def _registration(run: Run, role: str) -> Registration:
-    key = "base" if role == "base" else "model"
-    return Registration.from_json(read_json(run.stage("register") / "registration.json")[key])
+    return recorded(run.folder)["base" if role == "base" else "model"]
 
 
 def _captured(run: Run) -> dict[str, str]:

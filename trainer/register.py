@@ -18,7 +18,7 @@ from trainer.errors import RegisterError
 from trainer.lm import session
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
 from trainer.runtimes.choice import choice, launch, runtime
-from trainer.runtimes.local import Adapter, Chat, LocalModel, Registration, Runtime
+from trainer.runtimes.local import RECORD, Adapter, Chat, LocalModel, Registration, Runtime, record
 from trainer.runtimes.parity import (
     Answered,
     Parity,
@@ -81,7 +81,7 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
     """
     local = local or runtime(run)
     folder = run.stage("register")
-    (folder / "registration.json").unlink(missing_ok=True)
+    (run.folder / RECORD).unlink(missing_ok=True)
     student, base = local_models(run)
     registered = local.register(student)
     registered_base = local.register(base)
@@ -95,8 +95,7 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
         local.remove(registered_base.name)
         raise
     write_json(folder / "parity.json", parity.to_json())
-    both = {"model": registered.to_json(), "base": registered_base.to_json()}
-    write_json(folder / "registration.json", both)
+    record(run.folder, {"model": registered, "base": registered_base})
     logger.info("registered %s, %.3f of its answers as trained", registered.name, parity.answers_equal)
 
 

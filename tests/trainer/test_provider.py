@@ -21,10 +21,10 @@ from trainer.export import SCRIPT
 from trainer.provider import OllamaProvider, at_least
 from trainer.provider.models import OllamaModels
 from trainer.provider.rows import conversations
-from trainer.provider.tuning import RECORD, Workshop, student_settings
-from trainer.runs import Home, read_json, write_json
+from trainer.provider.tuning import Workshop, student_settings
+from trainer.runs import Home, read_json
 from trainer.runtimes.choice import choice
-from trainer.runtimes.local import Registration
+from trainer.runtimes.local import Registration, record
 
 
 def chat(question: str, answer: str = "[[ ## label ## ]]\nodd") -> dict[str, Any]:
@@ -325,10 +325,11 @@ def test_bootstrap_finetune_raises_too(provider: OllamaProvider) -> None:
 
 def test_models_are_found_by_name_while_their_files_are_there(tmp_path: Path) -> None:
     workshop = Workshop("student", Home(tmp_path), {})
-    gguf = tmp_path / "model.gguf"
+    gguf = tmp_path / "runs" / "student" / "r1" / "export" / "model.gguf"
+    gguf.parent.mkdir(parents=True)
     gguf.write_bytes(b"x")
     made = Registration("embedded", "student:1", "a" * 64, 512, gguf=str(gguf))
-    write_json(tmp_path / "runs" / "student" / "r1" / RECORD, {"model": made.to_json()})
+    record(gguf.parents[1], {"model": made})
     assert workshop.find("student:1") == made
     assert workshop.find("student:2") is None
     assert workshop.weights("student:1") is None
@@ -347,7 +348,7 @@ def test_a_home_that_the_workshop_makes_is_its_owners_alone(tmp_path: Path) -> N
 
 def test_a_tuned_model_is_tuned_further_from_its_own_weights(tmp_path: Path) -> None:
     made = Registration("embedded", "student:1", "a" * 64, 512, gguf="x")
-    write_json(tmp_path / "runs" / "student" / "r1" / RECORD, {"model": made.to_json()})
+    record(tmp_path / "runs" / "student" / "r1", {"model": made})
     weights = tmp_path / "runs" / "student" / "r1" / "train" / "model"
     weights.mkdir(parents=True)
     with OllamaProvider("hub/base", home=tmp_path, runtime="embedded", environment={}) as provider:

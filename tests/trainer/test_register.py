@@ -26,7 +26,7 @@ from trainer.data import example_id
 from trainer.errors import RegisterError, RuntimeUnavailable
 from trainer.runs import Home, Run, read_json, sha256_file, write_json, write_jsonl
 from trainer.runtimes.choice import EmbeddedRuntime, ServerRuntime, choice, describe, runtime
-from trainer.runtimes.local import Chat, Kind, LocalModel, Messages, Registration, Rendered
+from trainer.runtimes.local import RECORD, Chat, Kind, LocalModel, Messages, Registration, Rendered, recorded
 from trainer.runtimes.ollama import Ollama
 from trainer.template import Template
 from trainer.traces import Answer, Store
@@ -162,12 +162,24 @@ def test_what_is_served_as_trained_is_registered(run: Run, fake: Fake) -> None:
     assert found["fault"] is None
     assert found["evidence"]["answers"]["served_score"] == 1.0
     assert found["evidence"]["tokens"]["conversations"] == 4
-    written = read_json(run.stage("register") / "registration.json")
-    names = [Registration.from_json(written[key]).name for key in ("model", "base")]
+    names = [recorded(run.folder)[key].name for key in ("model", "base")]
     assert names == fake.registered
     assert names[0].startswith("words:")
     assert names[1].startswith("words:base-")
     assert fake.removed == []
+
+
+def test_a_linked_record_names_the_files_of_the_run_that_links(run: Run, fake: Fake) -> None:
+    register.run(run, local=fake, chat=fake.chat)
+    other = run.folder.with_name("other")
+    shutil.copytree(run.folder, other)
+    assert str(run.folder) not in (other / RECORD).read_text("utf-8")
+    before = read_json(run.folder / RECORD)
+    before["model"]["gguf"] = str(run.folder / "export" / "model.gguf")  # as earlier versions wrote it
+    write_json(other / RECORD, before)
+    shutil.rmtree(run.folder)
+    for key, found in recorded(other).items():
+        assert found.gguf == str(other / "export" / f"{key}.gguf") and Path(found.gguf).is_file()
 
 
 def test_other_prompt_tokens_undo_the_registration(run: Run, fake: Fake) -> None:
@@ -380,7 +392,7 @@ def test_an_adapter_beside_its_base_is_served_as_the_merged_weights(run: Run, tm
     here = replace(run, task=replace(run.task, settings=settings))
     register.run(here, local=EmbeddedRuntime())
     assert parity(here)["answers_equal"] >= 0.8, "random weights, so near-ties may fall either way"
-    written = Registration.from_json(read_json(folder.parent / "register" / "registration.json")["model"])
+    written = recorded(folder.parent)["model"]
     assert written.sha256 == exported["model"]["sha256"]
     assert (written.gguf or "").endswith("base.gguf")
     assert (written.adapter or "").endswith("adapter.gguf")

@@ -23,7 +23,7 @@ from trainer.progress import progress
 from trainer.provider.models import Models
 from trainer.provider.rows import Row
 from trainer.runs import Home, Run, read_json, read_jsonl, sha256_file, sha256_json, write_json, write_jsonl
-from trainer.runtimes.local import LocalModel, Registration, Runtime
+from trainer.runtimes.local import RECORD, LocalModel, Registration, Runtime, record, recorded
 from trainer.runtimes.parity import Prompt, Tokens, Vocabulary, rendered_as_trained
 from trainer.settings import StudentSettings, TaskSettings, TrainSettings
 from trainer.task import Task
@@ -35,7 +35,6 @@ PROVEN = 64
 """Training prompts that the server must render as they were trained."""
 TOKENIZED = 256
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-RECORD = "register/registration.json"
 log = logging.getLogger("homestill.provider")
 
 
@@ -122,8 +121,8 @@ class Workshop:
 
     def find(self, name: str) -> Registration | None:
         """The registration of a model that was made here and whose files are there."""
-        found = next((one for one, _ in self._records() if one.name == name), None)
-        return found if found and found.gguf and Path(found.gguf).is_file() else None
+        found = (one for one, _ in self._records() if one.name == name)
+        return next((one for one in found if one.gguf and Path(one.gguf).is_file()), None)
 
     def weights(self, name: str) -> Path | None:
         """The merged weights of a model that was fine-tuned here."""
@@ -149,14 +148,14 @@ class Workshop:
 
     def _records(self) -> Iterator[tuple[Registration, Path]]:
         for file in sorted(self.home.runs(self.name).glob(f"*/{RECORD}")):
-            for value in read_json(file).values():
-                yield Registration.from_json(value), file.parents[1]
+            folder = file.parents[1]
+            yield from ((one, folder) for one in recorded(folder).values())
 
 
 def _made(run: Run, stages: Sequence[pipeline.Stage], models: Models) -> Registration:
     """Run the stages; once more from export on where what they once made has been removed since."""
     pipeline.execute(run, stages)
-    made = Registration.from_json(read_json(run.folder / RECORD)["model"])
+    made = recorded(run.folder)["model"]
     if not models.has(made.name):
         for name in ("export", "register"):
             (run.folder / name / "stage.json").unlink()
@@ -181,7 +180,7 @@ def _register(local: Runtime, model: Callable[[], LocalModel]) -> pipeline.Stage
             local.remove(registered.name)
             raise
         write_json(folder / "parity.json", evidence)
-        write_json(folder / "registration.json", {"model": registered.to_json()})
+        record(run.folder, {"model": registered})
 
     return pipeline.Stage("register", inputs, act)
 

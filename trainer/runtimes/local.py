@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,7 +17,7 @@ import httpx
 
 from serve.runtime.embedded import Endpoint
 from trainer.errors import RegisterError, RuntimeUnavailable
-from trainer.runs import sha256_file, sha256_json
+from trainer.runs import read_json, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from trainer.template import Template  # loads transformers
@@ -27,6 +27,8 @@ Kind = Literal["ollama", "embedded", "url"]
 
 HELLO: Messages = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Hello"}]
 """The smoke test's question; parity asks the task's own afterwards."""
+RECORD = "register/registration.json"
+"""Below a run's folder: its registrations."""
 BUSY = frozenset({429, 503})
 UNPOOLED = httpx.Limits(max_keepalive_connections=0)
 """A connection a request: none is left open that a restarted server has forgotten."""
@@ -132,6 +134,29 @@ class Registration:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Registration:
         return cls(**value)
+
+
+def record(run: Path, registered: Mapping[str, Registration]) -> None:
+    """Write a run's registrations, with its files named from the run on: other runs link to the record.
+
+    Args:
+        run: its folder.
+        registered: `model` and `base`, or one of them.
+    """
+    write_json(run / RECORD, {key: _of(Path(), one).to_json() for key, one in registered.items()})
+
+
+def recorded(run: Path) -> dict[str, Registration]:
+    """A run's registrations, with the run's own files: a record of before may name those of the run that made it."""
+    found = {key: Registration.from_json(value) for key, value in read_json(run / RECORD).items()}
+    return {key: _of(run.resolve(), one) for key, one in found.items()}
+
+
+def _of(run: Path, registered: Registration) -> Registration:
+    def own(file: str | None) -> str | None:
+        return str(run / "export" / Path(file).name) if file else None
+
+    return replace(registered, gguf=own(registered.gguf), adapter=own(registered.adapter))
 
 
 @dataclass(frozen=True)

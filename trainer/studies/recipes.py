@@ -22,7 +22,7 @@ from trainer.data import Example
 from trainer.pipeline import Stage
 from trainer.register import REPLAYED
 from trainer.runs import Run, read_json, sha256_json, write_json, write_jsonl
-from trainer.runtimes.local import Registration
+from trainer.runtimes.local import Registration, recorded
 from trainer.splits import assigned
 from trainer.studies.study import Study, with_context
 from trainer.task import Task
@@ -87,8 +87,7 @@ def captured(state: dict[str, Any]) -> Stage:
 
 def student(study: Study, run: Run) -> Registration:
     """The model that a run registered, with the study's context."""
-    registered = read_json(run.folder / "register" / "registration.json")
-    return with_context(Registration.from_json(registered["model"]), study.context)
+    return with_context(recorded(run.folder)["model"], study.context)
 
 
 def spent(run: Run) -> tuple[float, float]:

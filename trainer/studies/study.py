@@ -26,7 +26,7 @@ from trainer.program import Program
 from trainer.progress import progress
 from trainer.runs import Run, read_json, read_jsonl, sha256_json
 from trainer.runtimes.choice import runtime
-from trainer.runtimes.local import Registration
+from trainer.runtimes.local import RECORD, Registration, recorded
 from trainer.statistics.scores import RESAMPLES, Floats, Interval
 from trainer.studies.rows import Rows
 from trainer.teacher.client import open_ledger, teacher_lm
@@ -124,8 +124,7 @@ class Study:
         Raises:
             TaskError: another context was asked for of a server whose context is not ours to set.
         """
-        registered = read_json(self.run.folder / "register" / "registration.json")
-        found = Registration.from_json(registered["model" if role == "student" else "base"])
+        found = recorded(self.run.folder)["model" if role == "student" else "base"]
         return with_context(found, self.context)
 
     def program(self, state: Path | None = None) -> Program:
@@ -155,7 +154,7 @@ def finished(run: Run) -> Run:
     if not folders:
         pipeline.require(run, "evaluate")
         raise TaskError([f"no run of {run.task.name} is finished; run: homestill run {run.task.folder}"])
-    newest = max(folders, key=lambda folder: (folder / "register" / "registration.json").stat().st_mtime)
+    newest = max(folders, key=lambda folder: (folder / RECORD).stat().st_mtime)
     own = task.recorded(run.task.folder, newest / "task.json").settings
     now = run.task.settings.teacher.model_dump(include=set(pipeline.OPERATIONAL))  # the budget among them
     settings = own.model_copy(update={"teacher": own.teacher.model_copy(update=now)})

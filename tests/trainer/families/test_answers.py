@@ -21,7 +21,7 @@ from trainer.conversion.families import attention
 from trainer.errors import RegisterError
 from trainer.runs import read_json
 from trainer.runtimes.choice import EmbeddedRuntime
-from trainer.runtimes.local import Chat, Registration
+from trainer.runtimes.local import Chat, recorded
 from trainer.runtimes.parity import Tokens, Vocabulary
 from trainer.template import GOLDEN, Template
 
@@ -77,8 +77,8 @@ def test_from_data_to_an_answer(tmp_path: Path, name: str) -> None:
         assert parity["evidence"]["tokens"]["conversations"] == 24
         assert parity["evidence"]["answers"]["n"] == len(stages.HELD_OUT)
         assert parity["answers_equal"] == 1.0, parity["evidence"]
-        written, runtime = read_json(run.stage("register") / "registration.json"), EmbeddedRuntime()
-        with runtime.serving(Registration.from_json(written["model"])) as endpoint:
+        written, runtime = recorded(run.folder), EmbeddedRuntime()
+        with runtime.serving(written["model"]) as endpoint:
             for talk in GOLDEN:  # with earlier answers in them, and without a system message
                 asked = [{**message, "content": message["content"].strip()} for message in talk]
                 tokens.served(asked, runtime.render(endpoint, asked))

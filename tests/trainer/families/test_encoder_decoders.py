@@ -22,7 +22,7 @@ from trainer import export, register
 from trainer.conversion.check import faults
 from trainer.runs import read_json
 from trainer.runtimes.choice import EmbeddedRuntime
-from trainer.runtimes.local import Chat, Registration
+from trainer.runtimes.local import Chat, recorded
 from trainer.runtimes.parity import Tokens, Vocabulary
 from trainer.template import GOLDEN, Template
 
@@ -128,8 +128,8 @@ def test_from_data_to_an_answer(tmp_path: Path, name: str) -> None:
         assert parity["fault"] is None
         assert parity["prompt_tokens_equal"] is True
         assert parity["answers_equal"] == 1.0, parity["evidence"]
-        written, runtime = read_json(run.stage("register") / "registration.json"), EmbeddedRuntime()
-        with runtime.serving(Registration.from_json(written["model"])) as endpoint:
+        written, runtime = recorded(run.folder), EmbeddedRuntime()
+        with runtime.serving(written["model"]) as endpoint:
             for talk in GOLDEN:
                 asked = [{**message, "content": message["content"].strip()} for message in talk]
                 tokens.served(asked, runtime.render(endpoint, asked))

@@ -17,7 +17,7 @@ from trainer import export, register, task, train
 from trainer.errors import ExportError
 from trainer.runs import read_json
 from trainer.runtimes.choice import EmbeddedRuntime
-from trainer.runtimes.local import Chat, Registration
+from trainer.runtimes.local import Chat, recorded
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +46,8 @@ def test_from_data_to_an_answer(tmp_path: Path, method: str, recipe: dict[str, A
     assert parity["prompt_tokens_equal"] is True
     assert parity["evidence"]["answers"]["n"] == 6
     assert parity["answers_equal"] >= 0.8, parity["evidence"]  # 8 bits may turn a near tie
-    written = read_json(run.stage("register") / "registration.json")["model"]
-    with EmbeddedRuntime().serving(Registration.from_json(written)) as endpoint:
+    written = recorded(run.folder)["model"]
+    with EmbeddedRuntime().serving(written) as endpoint:
         reply = Chat().ask(endpoint, messages(40), max_tokens=40)
     assert reply.complete
     assert "soft_" not in reply.text
