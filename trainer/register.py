@@ -76,13 +76,15 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
         chat: asks their servers.
 
     Raises:
-        RegisterError: a model was refused, or is not served as it was trained; it is registered no more.
+        RegisterError: a model was refused, or is not served as it was trained; what this call made is removed.
         RuntimeUnavailable: the runtime cannot be reached or started.
     """
     local = local or runtime(run)
     folder = run.stage("register")
     (run.folder / RECORD).unlink(missing_ok=True)
     student, base = local_models(run)
+    # names are hashes of the content, so other runs and the release may use the same
+    made = [model.name for model in (student, base) if not local.has(model.name)]
     registered = local.register(student)
     registered_base = local.register(base)
     parity = Parity()
@@ -91,8 +93,8 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
     except RegisterError as error:
         parity.fault = str(error)
         write_json(folder / "parity.json", parity.to_json())
-        local.remove(registered.name)
-        local.remove(registered_base.name)
+        for name in made:
+            local.remove(name)
         raise
     write_json(folder / "parity.json", parity.to_json())
     record(run.folder, {"model": registered, "base": registered_base})

@@ -110,6 +110,8 @@ class Fake:
     kind: Kind = "embedded"
     spoil: str = ""
     """Is put before every rendered prompt."""
+    known: set[str] = field(default_factory=set)
+    """Names that were there before."""
     registered: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
 
@@ -124,6 +126,9 @@ class Fake:
     def render(self, endpoint: Endpoint, messages: Messages) -> Rendered:
         text = self.template.render(messages, add_generation_prompt=True).removeprefix(self.template.bos)
         return Rendered(text=self.spoil + text)
+
+    def has(self, name: str) -> bool:
+        return name in self.known
 
     def remove(self, name: str) -> None:
         self.removed.append(name)
@@ -191,6 +196,14 @@ def test_other_prompt_tokens_undo_the_registration(run: Run, fake: Fake) -> None
     assert fake.removed == fake.registered
     assert parity(run)["prompt_tokens_equal"] is False
     assert "other tokens" in parity(run)["fault"]
+
+
+def test_what_was_there_before_stays_where_parity_fails(run: Run, fake: Fake) -> None:
+    student, base = register.local_models(run)
+    fake.known, fake.spoil = {base.name}, "Hello. "
+    with pytest.raises(RegisterError):
+        register.run(run, local=fake, chat=fake.chat)
+    assert fake.removed == [student.name]
 
 
 def test_worse_answers_undo_the_registration(run: Run, fake: Fake) -> None:

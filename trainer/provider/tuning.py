@@ -172,12 +172,13 @@ def _register(local: Runtime, model: Callable[[], LocalModel]) -> pipeline.Stage
 
     def act(run: Run) -> None:
         made = model()
-        folder = run.stage("register")
+        folder, known = run.stage("register"), local.has(made.name)
         registered = local.register(made)
         try:
             evidence = _prove(run, made, registered, local)
         except RegisterError:
-            local.remove(registered.name)
+            if not known:
+                local.remove(registered.name)
             raise
         write_json(folder / "parity.json", evidence)
         record(run.folder, {"model": registered})

@@ -175,6 +175,10 @@ class EmbeddedRuntime:
         shown = response.json()
         return Rendered(text=shown["prompt"], tokens=shown["tokens"])
 
+    def has(self, name: str) -> bool:
+        """Nothing outlives the server."""
+        return False
+
     def remove(self, name: str) -> None:
         """Nothing outlives the server."""
 
@@ -223,6 +227,10 @@ class ServerRuntime:
     def render(self, endpoint: Endpoint, messages: Messages) -> Rendered:
         """How many tokens the server makes of `messages`."""
         return Rendered(count=self._chat.ask(endpoint, messages, max_tokens=1).prompt_tokens)
+
+    def has(self, name: str) -> bool:
+        """The operator's models are the operator's."""
+        return True
 
     def remove(self, name: str) -> None:
         """The operator's models are the operator's."""

@@ -189,6 +189,9 @@ class Runtime(Protocol):
     def render(self, endpoint: Endpoint, messages: Messages) -> Rendered:
         """The prompt that the served model gets for `messages`."""
 
+    def has(self, name: str) -> bool:
+        """Whether the model is there, whoever made it."""
+
     def remove(self, name: str) -> None:
         """Forget a model; one that is not there is fine."""
 

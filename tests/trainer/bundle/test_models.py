@@ -39,6 +39,9 @@ class FakeRuntime:
     def render(self, endpoint: Endpoint, messages: Messages) -> Rendered:
         raise NotImplementedError
 
+    def has(self, name: str) -> bool:
+        raise NotImplementedError
+
     def remove(self, name: str) -> None:
         raise NotImplementedError
 
