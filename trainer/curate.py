@@ -8,16 +8,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from trainer import harvest
+from dspy.utils.exceptions import AdapterParseError
+
+from trainer import harvest, program
 from trainer.data import Example
 from trainer.errors import CurateError
+from trainer.program import Program
 from trainer.runs import Run, read_json, sha256_file, sha256_json, write_json, write_jsonl
 from trainer.settings import CurateSettings
 from trainer.splits import MIN_SEALED, assigned
 from trainer.traces import Answer
 
+END = "[[ ## completed ## ]]"
+"""What DSPy asks a model to end with; one that does so always has been cut off where it is missing."""
 REPEATED_GRAM = 4
 MIN_TEACHER_SCORE = 0.5
+READ = 1
+"""Raise it when other traffic is kept than before."""
 log = logging.getLogger("homestill.curate")
 
 
@@ -25,7 +32,7 @@ def inputs(run: Run) -> dict[str, Any]:
     """What the outcome depends on. Traffic counts from the first harvest on: earlier runs stay as they are."""
     harvested = [trace.id for trace in run.store.traffic(run.task.name)]
     return (
-        ({"traffic": sha256_json(harvested)} if harvested else {})
+        ({"traffic": sha256_json([READ, *harvested])} if harvested else {})
         | {
             "capture": [
                 sha256_file(run.folder / "capture" / name) for name in ("program.json", "summary.json")
@@ -84,14 +91,29 @@ def _traffic(run: Run, calls: Sequence[dict[str, Any]]) -> tuple[list[dict[str, 
     """Harvested conversations that fit the program, are as whole as captured ones, and near no example."""
     settings = run.task.settings.curate
     found, unfit = harvest.rows(run.store.traffic(run.task.name), calls, settings.near_duplicate)
+    loaded = program.load(run.task)
+    marked = all(call["completion"].rstrip().endswith(END) for call in calls)
     kept = []
     for row in found:
-        reason = misshapen(row["completion"], settings)
+        reason = misshapen(row["completion"], settings) or _unread(row, loaded, marked=marked)
         if reason:
             unfit[reason] += 1
         else:
             kept.append(row)
     return kept, unfit
+
+
+def _unread(row: dict[str, Any], loaded: Program, *, marked: bool) -> str | None:
+    """Why the program could not have used a harvested answer, or None: the journal does not tell which were cut off.
+
+    Args:
+        marked: the captured answers all end with the adapter's mark.
+    """
+    try:
+        loaded.parse(row["predictor"], row["completion"])
+    except AdapterParseError:
+        return "answer that the program cannot read"
+    return "answer without its end" if marked and not row["completion"].endswith(END) else None
 
 
 def calls_of(answer: Answer, predictor: str | None) -> list[dict[str, Any]]:

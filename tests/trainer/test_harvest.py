@@ -13,7 +13,7 @@ from serve.records.journal import Journal
 from tests.trainer.test_curate import captured
 from trainer import curate
 from trainer.harvest import harvest, rows
-from trainer.runs import Run, read_json, read_jsonl
+from trainer.runs import Run, read_json, read_jsonl, write_json
 from trainer.traces import Trace
 
 ASKED = "about a request that no example comes near to"
@@ -117,6 +117,7 @@ def test_no_sealed_example_comes_back_through_the_journal(run: Run) -> None:
         entry("new prompt", messages=other),
         entry("one"),
         entry("twice", ASKED),
+        entry("unread", "nothing like the others", answer={"content": "Odd, I think."}),
         entry("stutter", "something else altogether", answer={"content": "again and again and " * 9}),
     )
     harvest(run.task, run.home, run.store)
@@ -126,8 +127,24 @@ def test_no_sealed_example_comes_back_through_the_journal(run: Run) -> None:
     assert summary["dropped"] == {
         "duplicate or near-duplicate of an example": 2,
         "another prompt than the program's": 1,
+        "answer that the program cannot read": 1,
         "more than 50% of the completion repeats itself": 1,
     }
+
+
+def test_an_answer_without_the_end_that_all_captured_ones_have_was_cut_off(run: Run) -> None:
+    system = read_json(run.folder / "capture" / "summary.json")["system"]
+    ended = "[[ ## label ## ]]\nodd\n\n[[ ## completed ## ]]\n"
+    for answer in run.store.answers(system).values():
+        calls = [call | {"completion": ended} for call in answer.calls]
+        run.store.add_answer(replace(answer, system="ended", calls=calls))
+    write_json(run.folder / "capture" / "summary.json", {"system": "ended"})
+    whole = entry("whole", "a longer question than the other one", answer={"content": ended})
+    journal(run, entry("cut"), whole)
+    harvest(run.task, run.home, run.store)
+    curate.run(run)
+    traffic = read_json(run.folder / "curate" / "summary.json")["traffic"]
+    assert traffic == {"conversations": 1, "dropped": {"answer without its end": 1}}
 
 
 def test_close_to_an_example_is_too_close() -> None:
