@@ -37,6 +37,11 @@ class Assignment:
         return [example for split in ("train", "calibrate", "test") for example in self.splits[split]]
 
 
+def shuffled(examples: Sequence[Example]) -> list[Example]:
+    """The examples by their ids, which are hashes: data that comes sorted by class is mixed, always alike."""
+    return sorted(examples, key=lambda example: example.id)
+
+
 def assigned(loaded: Task) -> Assignment:
     """The task's distinct examples by split, read from its data files."""
     settings = loaded.settings

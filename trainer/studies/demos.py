@@ -18,11 +18,11 @@ from trainer.data import Example
 from trainer.errors import EvaluateError
 from trainer.program import Program
 from trainer.runs import read_json, read_jsonl
-from trainer.splits import assigned
+from trainer.splits import assigned, shuffled
 from trainer.statistics.scores import Interval, mean_interval
 from trainer.studies import pictures
 from trainer.studies.report import Outcome, Picture, Table, percent
-from trainer.studies.study import ROLES, Role, Study, System, answered, overflowed, scores, shuffled
+from trainer.studies.study import ROLES, Role, Study, System, answered, overflowed, scores
 from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.traces import Answer
 

@@ -17,8 +17,8 @@ from trainer.program import Program
 from trainer.progress import Advance, progress
 from trainer.runtimes.local import Registration
 from trainer.settings import Price
-from trainer.splits import assigned
-from trainer.studies.study import Study, shuffled
+from trainer.splits import assigned, shuffled
+from trainer.studies.study import Study
 from trainer.task import Task
 from trainer.teacher.engine import Teacher
 from trainer.teacher.optimize import RANDOM_SEARCH_CANDIDATES, VALIDATION_SHARE, optimize

@@ -27,6 +27,7 @@ from trainer.progress import progress
 from trainer.runs import Run, read_json, read_jsonl, sha256_json
 from trainer.runtimes.choice import runtime
 from trainer.runtimes.local import RECORD, Registration, recorded
+from trainer.splits import shuffled
 from trainer.statistics.scores import RESAMPLES, Floats, Interval
 from trainer.studies.rows import Rows
 from trainer.teacher.client import open_ledger, teacher_lm
@@ -159,11 +160,6 @@ def finished(run: Run) -> Run:
     now = run.task.settings.teacher.model_dump(include=set(pipeline.OPERATIONAL))  # the budget among them
     settings = own.model_copy(update={"teacher": own.teacher.model_copy(update=now)})
     return replace(run, folder=newest, task=replace(run.task, settings=settings))
-
-
-def shuffled(examples: Sequence[Example]) -> list[Example]:
-    """The examples by their ids, which are hashes: data that comes sorted by class is mixed, always alike."""
-    return sorted(examples, key=lambda example: example.id)
 
 
 def _registered(folder: Path) -> bool:

@@ -9,6 +9,7 @@ import dspy
 from trainer.data import Example
 from trainer.errors import TaskError
 from trainer.program import Program, adapter
+from trainer.splits import shuffled
 
 VALIDATION_SHARE = 0.2
 RANDOM_SEARCH_CANDIDATES = 8
@@ -31,12 +32,20 @@ def optimize(program: Program, teacher: dspy.LM, train: list[Example]) -> dict[s
             [f"teacher.optimizer is {name}; it needs 10 training examples, there are {len(train)}"]
         )
     inputs = program.task.settings.inputs
-    rows = [dspy.Example(**example.values).with_inputs(*inputs) for example in train]
-    held_back = max(4, int(len(rows) * VALIDATION_SHARE))
+    learned, validation = (
+        [dspy.Example(**example.values).with_inputs(*inputs) for example in part] for part in divided(train)
+    )
     with dspy.context(lm=teacher, adapter=adapter()):
-        optimized = _compile(name, program, teacher, rows[held_back:], rows[:held_back])
+        optimized = _compile(name, program, teacher, learned, validation)
     state: dict[str, Any] = optimized.dump_state()
     return state
+
+
+def divided(train: list[Example]) -> tuple[list[Example], list[Example]]:
+    """What an optimizer learns from, and what it chooses by: a random part, the same one every time."""
+    mixed = shuffled(train)
+    held_back = max(4, int(len(mixed) * VALIDATION_SHARE))
+    return mixed[held_back:], mixed[:held_back]
 
 
 def _compile(

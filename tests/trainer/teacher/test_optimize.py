@@ -14,7 +14,7 @@ from tests.tasks import SETTINGS, write_task
 from trainer import program, task
 from trainer.data import Example
 from trainer.errors import TaskError
-from trainer.teacher.optimize import optimize
+from trainer.teacher.optimize import divided, optimize
 
 
 class Answers:
@@ -65,6 +65,15 @@ def test_bootstrap_adds_demonstrations_and_changes_the_program_hash(tmp_path: Pa
     after = program.load(before.task, file)
     assert after.state["sort"]["demos"]
     assert after.hash != before.hash
+
+
+def test_data_that_is_sorted_by_class_is_validated_on_every_class(tmp_path: Path) -> None:
+    _, _, _, examples = prepared(tmp_path, "none")
+    by_class = sorted(examples, key=lambda example: str(example.values["label"]))
+    learned, validation = divided(by_class)
+    assert {example.values["label"] for example in validation} == {"even", "odd"}
+    assert (len(learned), len(validation)) == (48, 12)
+    assert divided(examples) == (learned, validation)
 
 
 def test_none_costs_nothing(tmp_path: Path) -> None:
