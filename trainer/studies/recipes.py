@@ -20,6 +20,7 @@ import yaml
 from trainer import capture, pipeline, task
 from trainer.data import Example
 from trainer.pipeline import Stage
+from trainer.prepare import replay_file
 from trainer.register import REPLAYED
 from trainer.runs import Run, read_json, sha256_json, write_json, write_jsonl
 from trainer.runtimes.local import Registration, recorded
@@ -108,6 +109,8 @@ def _settings(study: Study, state: dict[str, Any]) -> dict[str, Any]:
     settings["teacher"]["optimizer"] = "none"
     student = settings["student"]
     student["base"] = study.run.task.base_path()
+    if "replay" in student["train"]:
+        student["train"]["replay"]["data"] = str(replay_file(study.run).resolve())
     student["context"] = study.context or student["context"]
     if state != study.program().state:  # the prompts may have grown: what can be answered is trained on
         student["train"]["max_length"] = max(student["train"]["max_length"], student["context"])

@@ -115,6 +115,16 @@ def test_a_weights_step_trains_on_the_prompts_that_stand(tmp_path: Path) -> None
     assert {each.registration.context for each in points.values()} == {1024}
 
 
+def test_general_data_beside_the_task_folder_is_found_from_the_study(tmp_path: Path) -> None:
+    general = tmp_path / "general.jsonl"
+    general.write_text(json.dumps({"question": "a", "answer": "b"}) + "\n", encoding="utf-8")
+    run = studied_run(tmp_path, student={"train": {"replay": {"data": "../general.jsonl"}}})
+    study = study_of(run, "order", Local(right))
+    replay = recipes.derived(study, study.program().state).settings.student.train.replay
+    assert replay is not None
+    assert replay.data == str(general)
+
+
 def test_the_capture_of_a_weights_step_depends_on_its_prompts(tmp_path: Path) -> None:
     run = studied_run(tmp_path)
     one, two = (
