@@ -176,8 +176,9 @@ def test_general_data_is_found_from_where_the_program_runs(
 
 def test_every_faulty_setting_is_named_at_once() -> None:
     with pytest.raises(TrainError) as caught:
-        student_settings("b", {"n_epochs": 3, "rank": 0, "quantize": "q2"})
+        student_settings("b", {"n_epochs": 3, "rank": 0, "quantize": "q2", "predictor": "sort"})
     text = str(caught.value)
+    assert "predictor is no setting; use one of" in text
     assert "n_epochs is no setting; use one of" in text
     assert "epochs" in text.splitlines()[0]
     assert "rank is 0" in text

@@ -34,6 +34,8 @@ from trainer.training import base as bases
 PROVEN = 64
 """Training prompts that the server must render as they were trained."""
 TOKENIZED = 256
+NOT_HERE = {"base", "train", "predictor"}
+"""Keys of `student` that a provider does not take: the weights and the rows are given to it."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 log = logging.getLogger("homestill.provider")
 
@@ -51,7 +53,7 @@ def student_settings(base: str, *given: Mapping[str, Any]) -> StudentSettings:
     values = {key: value for one in given for key, value in one.items() if value is not None}
     if isinstance(replay := values.get("replay"), Mapping) and "data" in replay:
         values["replay"] = {**replay, "data": str(Path(replay["data"]).expanduser().resolve())}
-    recipe, own = set(TrainSettings.model_fields), set(StudentSettings.model_fields) - {"base", "train"}
+    recipe, own = set(TrainSettings.model_fields), set(StudentSettings.model_fields) - NOT_HERE
     faults = [
         f"{key} is no setting; use one of {', '.join(sorted(own | recipe))}"
         for key in sorted(values.keys() - recipe - own)
