@@ -8,10 +8,8 @@ What is certified is what serving does: the same features, the same gate, the sa
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -236,7 +234,7 @@ def _rows(run: Run, prompt: _Prompt, neighbours: Neighbours, fitted: Fitted, ids
 
 def _certified(run: Run, fit_rows: Rows, rows: Rows) -> Certificate:
     quality = run.task.settings.quality
-    found = certificate.certify_threshold(
+    return certificate.certify_threshold(
         fit_rows.confidences,
         rows.confidences,
         rows.local,
@@ -244,12 +242,8 @@ def _certified(run: Run, fit_rows: Rows, rows: Rows) -> Certificate:
         keep=quality.keep,
         confidence=quality.confidence,
         graded=_graded(rows) or _graded(fit_rows),
+        share=1 - FIT_SHARE,
     )
-    if not found.rows_missing:
-        return found
-    examples = math.ceil(found.rows_missing / (1 - FIT_SHARE))
-    remedy = f"add about {examples} examples to the calibrate split, of which {1 - FIT_SHARE:.0%} certify"
-    return replace(found, reason=f"{found.reason}: {remedy}")
 
 
 def _graded(rows: Rows) -> bool:

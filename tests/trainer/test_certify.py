@@ -236,11 +236,12 @@ def test_graded_scores_take_the_betting_test(tmp_path: Path) -> None:
 
 def test_too_few_rows_are_refused_with_their_number(tmp_path: Path) -> None:
     router, summary = outcome(make_run(tmp_path, Student(), 60, test=60, quality={"keep": 0.95}))
-    missing = summary["certificate"]["rows_missing"]
+    found = summary["certificate"]
     assert not router.certified and router.threshold is None
-    assert missing > 20 and f"about {missing} more could" in router.reason
+    assert found["rows_missing"] > 20 and found["examples_missing"] == math.ceil(found["rows_missing"] / 0.6)
+    assert f"about {found['examples_missing']:,} more examples in the calibrate split could" in router.reason
+    assert str(found["rows_missing"]) not in router.reason  # one number, not two
     assert "36 calibration rows do not prove 95%" in router.reason
-    assert f"add about {math.ceil(missing / 0.6)} examples to the calibrate split" in router.reason
     found = summary["hybrid"]
     assert found["local_share"] == 0.0 and found["retention"]["mean"] == 1.0
     assert summary["baselines_risk"] == pytest.approx(0.05 * found["mean"])

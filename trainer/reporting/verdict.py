@@ -44,10 +44,12 @@ def sentence(manifest: Manifest, certificate: Mapping[str, Any]) -> str:
             f"{percent(router.local_share)} of {what} are answered locally, with at least "
             f"{exact(router.keep)} of the teacher's score at {exact(router.confidence)} confidence."
         )
-    missing = certificate.get("rows_missing")
-    if missing:
-        return f"Nothing is answered locally yet: about {missing:,} more calibration rows are needed to prove it."
-    return "Nothing is answered locally yet: no threshold could be certified."
+    nothing = "Nothing is answered locally yet"
+    if examples := certificate.get("examples_missing"):
+        return f"{nothing}: about {examples:,} more examples in the calibrate split are needed to prove it."
+    if rows := certificate.get("rows_missing"):  # a certificate of before, which counts what certifies
+        return f"{nothing}: about {rows:,} more calibration rows are needed to prove it."
+    return f"{nothing}: no threshold could be certified."
 
 
 def criteria(manifest: Manifest, spent_usd: float) -> list[Criterion]:

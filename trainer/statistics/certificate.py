@@ -68,6 +68,8 @@ class Certificate:
     rows_missing: int | None = None
     """Further calibration rows that a refusal asks for; None when more rows would not help."""
     graded: bool = False
+    examples_missing: int | None = None
+    """Further examples that give so many rows: what people are told."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,6 +84,7 @@ def certify_threshold(
     keep: float,
     confidence: float,
     graded: bool,
+    share: float = 1.0,
 ) -> Certificate:
     """The laxest threshold that is proven to keep the promise.
 
@@ -93,6 +96,7 @@ def certify_threshold(
         keep: ρ, in (0, 1).
         confidence: 1 − δ, in (0, 1).
         graded: use the betting test instead of the exact binomial bounds.
+        share: of further examples, those that become calibration rows.
     """
     grid = thresholds(confidences_fit)
     kept = confidences[None, :] >= grid[:, None]
@@ -111,8 +115,9 @@ def certify_threshold(
     need = graded_rows_needed if graded else binary_rows_needed
     needed = need(kept[stop], local_scores, teacher_scores, keep, delta)
     missing = None if needed is None or needed <= rows else needed - rows
-    reason = _refusal(curve[stop], rows, missing, keep, confidence)
-    return Certificate(None, False, 0.0, reason, curve, rows, missing, graded)
+    examples = missing and math.ceil(missing / share)
+    reason = _refusal(curve[stop], rows, examples, keep, confidence)
+    return Certificate(None, False, 0.0, reason, curve, rows, missing, graded, examples)
 
 
 def refused(reason: str) -> Certificate:
@@ -297,12 +302,12 @@ def _curve(
     return tuple(points)
 
 
-def _refusal(point: Point, rows: int, missing: int | None, keep: float, confidence: float) -> str:
+def _refusal(point: Point, rows: int, examples: int | None, keep: float, confidence: float) -> str:
     promise = f"{keep:.0%} of the teacher's score with {confidence:.0%} confidence"
-    if missing is not None:
+    if examples is not None:
         return (
-            f"{rows} calibration rows do not prove {promise}; about {missing} more could, if the local answers "
-            "stay as good or get better"
+            f"{rows} calibration rows do not prove {promise}; about {examples:,} more examples in the calibrate "
+            "split could, if the local answers stay as good or get better"
         )
     kept = "nothing" if point.retention is None else f"{point.retention:.1%}"
     return (

@@ -142,6 +142,7 @@ def refused(run: Run, reason: str, missing: int | None) -> Run:
         "threshold": None,
         "reason": reason,
         "rows_missing": missing,
+        "examples_missing": missing and round(missing / 0.6),
     }
     teacher = read_json(run.stage("evaluate") / "summary.json")["teacher"]["cost_per_1k_usd"]
     summary["hybrid"] |= {"local_share": 0.0, "risk": 0.0, "cost_per_1k_usd": teacher}
@@ -153,9 +154,8 @@ def refused(run: Run, reason: str, missing: int | None) -> Run:
 
 def test_a_refusal_names_the_rows_missing(here: Run) -> None:
     text = page(refused(here, "60 calibration rows do not prove it", 1240))
-    assert (
-        "Nothing is answered locally yet: about 1,240 more calibration rows are needed to prove it." in text
-    )
+    assert "Nothing is answered locally yet: about 2,067 more examples in the calibrate split" in text
+    assert "1,240" not in text
     assert "60 calibration rows do not prove it" in text
     assert "No answer is kept." in text
     assert "no API cost is saved" in text

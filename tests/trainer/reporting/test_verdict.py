@@ -55,6 +55,15 @@ def test_set_shares_are_exact(share: float, text: str) -> None:
     assert exact(share) == text
 
 
+def test_a_refusal_counts_examples_and_a_certificate_of_before_its_rows() -> None:
+    router = {"threshold": None, "certified": False, "keep": 0.98, "confidence": 0.95, "local_share": 0.0}
+    refused = manifest(router=router)
+    now, before = {"rows_missing": 60, "examples_missing": 100}, {"rows_missing": 60}
+    assert "about 100 more examples in the calibrate split" in sentence(refused, now)
+    assert "about 60 more calibration rows" in sentence(refused, before)
+    assert "no threshold could be certified" in sentence(refused, {})
+
+
 def test_a_model_for_one_predictor_promises_no_more_than_that() -> None:
     one = manifest(predictor="sort")
     assert sentence(one, {}).startswith("86 % of the calls of sort are answered locally")
