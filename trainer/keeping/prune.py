@@ -2,8 +2,8 @@
 
 Kept are, of every task, the current release and the promoted one before it, which a rollback needs, some more
 of the newest, the runs that made them, the newest run, the models that DSPy's optimizers made, and whatever was
-touched lately. Traces are never pruned: they were paid for. Of Ollama's models only such go as our own records name, and none that a kept
-release or run still names.
+touched lately. Traces are never pruned: they were paid for. Of Ollama's models only such go as our own records
+name, and none that a kept release or run still names.
 """
 
 from __future__ import annotations
