@@ -23,6 +23,9 @@ from trainer.errors import TaskError
 from trainer.faults import Location, describe, dotted, relevant
 from trainer.settings import TaskSettings
 
+FILE = "task.yaml"
+"""Of a task's folder: the one name, for stages, watch and releases find it by the folder alone."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -78,7 +81,13 @@ def load(path: Path) -> Task:
     Raises:
         TaskError: with every fault found.
     """
-    file = path / "task.yaml" if path.is_dir() or not path.suffix else path
+    file = path if path.name == FILE else path / FILE
+    if path.is_file() and path.name != FILE:  # what is given a task by its folder would read another file
+        raise TaskError(
+            [
+                f"{path} is named {path.name}; a task is a folder with one {FILE}: give this file that name and a folder"
+            ]
+        )
     if not file.is_file():
         raise TaskError([f"{file} does not exist; write one with: homestill init {path}"])
     try:

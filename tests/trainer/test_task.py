@@ -106,3 +106,13 @@ def test_missing_folder_says_how_to_start(tmp_path: Path) -> None:
     assert faults(tmp_path / "nowhere") == [
         f"{tmp_path / 'nowhere' / 'task.yaml'} does not exist; write one with: homestill init {tmp_path / 'nowhere'}"
     ]
+
+
+def test_a_task_is_read_from_the_one_file_that_every_stage_finds(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "words")
+    assert task.load(folder / "task.yaml") == task.load(folder)
+    other = folder / "cheap.yaml"
+    other.write_text((folder / "task.yaml").read_text("utf-8"), encoding="utf-8")
+    assert faults(other) == [
+        f"{other} is named cheap.yaml; a task is a folder with one task.yaml: give this file that name and a folder"
+    ]
