@@ -282,7 +282,8 @@ def _at_once(student: StudentSettings, each: int, free: int, *, cuda: bool) -> i
     if asked != "auto" and cuda:
         return asked
     room = CPU_ACTIVATIONS if asked != "auto" else int(0.6 * max(0, free))
-    fitting = [size for size in range(1, step + 1) if step % size == 0 and size * each <= room]
+    most = min(step, room // max(each, 1))
+    fitting = [size for size in range(1, most + 1) if step % size == 0]
     return max([1 if asked == "auto" else asked, *fitting])
 
 

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+MOST = 4096
+"""Of what a number of rows, batches or processes may be."""
 
 
 def _count(value: Any, info: ValidationInfo) -> Any:
     """One message for a union, whose branches would each have their own."""
-    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST):
         raise ValueError(
-            f"student.train.{info.field_name} is {value!r}; use a whole number from 1 on, or auto"
+            f"student.train.{info.field_name} is {value!r}; use a whole number from 1 to {MOST}, or auto"
         )
     return value
 
@@ -27,7 +29,7 @@ def _modules(value: Any) -> Any:
     return value
 
 
-CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count)]
+CountOrAuto = Annotated[Annotated[int, Field(ge=1, le=MOST)] | Literal["auto"], BeforeValidator(_count)]
 Modules = Annotated[Literal["all-linear", "attention", "mlp"] | list[str], BeforeValidator(_modules)]
 
 
@@ -89,7 +91,7 @@ class TrainSettings(Section):
     """How often every training row is seen."""
     batch_size: CountOrAuto = 4
     """Rows that pass through the model at once; `auto` counts as 4 and passes as many as the memory holds."""
-    accumulation: int = Field(default=4, ge=1)
+    accumulation: int = Field(default=4, ge=1, le=MOST)
     """Batches whose gradients are added up before the weights change."""
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)
     """Its peak, after the warm-up; it then falls along a cosine. About 2e-5 for full, 0.02 for prompt."""

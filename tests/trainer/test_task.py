@@ -68,7 +68,15 @@ quality: {keep: 1.2}
         ),
         (
             {"student": {"train": {"batch_size": 0}}},
-            "student.train.batch_size is 0; use a whole number from 1 on, or auto (task.yaml:",
+            "student.train.batch_size is 0; use a whole number from 1 to 4096, or auto (task.yaml:",
+        ),
+        (
+            {"student": {"train": {"batch_size": 100_000, "accumulation": 100_000}}},
+            "student.train.batch_size is 100000; use a whole number from 1 to 4096, or auto (task.yaml:",
+        ),
+        (
+            {"student": {"train": {"accumulation": 100_000}}},
+            "student.train.accumulation is 100000; use a number at least 1 and at most 4096 (task.yaml:",
         ),
         (
             {"student": {"train": {"target_modules": "heads"}}},
