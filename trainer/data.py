@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,9 @@ def _csv(file: Path) -> Iterator[Row]:
         csv.field_size_limit(2**31 - 1)
         reader = csv.DictReader(lines, strict=True)
         try:
+            if fault := _header_fault(reader.fieldnames or []):
+                yield 1, fault
+                return
             for row in reader:
                 whole = None not in row and None not in row.values()
                 yield (
@@ -119,6 +122,15 @@ def _csv(file: Path) -> Iterator[Row]:
                 )
         except csv.Error as error:
             yield reader.line_num, f"not CSV: {error}; check the quotes"
+
+
+def _header_fault(names: Sequence[str]) -> str | None:
+    """Why cells could not be found by their column's name: of equal names the last would hide the others."""
+    if equal := sorted({name for name in names if names.count(name) > 1}):
+        return f"columns of the same name: {', '.join(map(repr, equal))}; give every column a name of its own"
+    if padded := [name for name in names if name != name.strip()]:
+        return f"columns named {', '.join(map(repr, padded))}; take the spaces away from the name's ends"
+    return None
 
 
 def _parquet(file: Path) -> Iterator[Row]:

@@ -60,6 +60,27 @@ def test_ragged_csv_not_utf8_and_broken_parquet(tmp_path: Path) -> None:
     assert "not UTF-8" in text and "not Parquet" in text
 
 
+@pytest.mark.parametrize(
+    ("header", "fault"),
+    [
+        ("text,label,label", "columns of the same name: 'label'; give every column a name of its own"),
+        ("text,,", "columns of the same name: ''; give every column a name of its own"),
+        ("text, label,n", "columns named ' label'; take the spaces away from the name's ends"),
+    ],
+)
+def test_a_csv_header_that_hides_cells_is_a_fault(tmp_path: Path, header: str, fault: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\nfine,even,odd\nother,odd,even\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read({None: [tmp_path / "a.csv"]}, ["text"], tmp_path)
+    assert caught.value.faults[1:] == [f"a.csv:1: {fault}"]
+
+
+def test_a_single_column_without_a_name_is_none_of_our_business(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",text\n0,fine\n", encoding="utf-8")  # as pandas writes its index
+    (example,) = read({None: [tmp_path / "a.csv"]}, ["text"], tmp_path)
+    assert example.values["text"] == "fine"
+
+
 def test_the_first_byte_that_is_not_utf8_is_found_in_a_long_file(tmp_path: Path) -> None:
     line = '{"text": "na\u00efve"}\n'.encode()
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + 2000 * line + b'{"text": "\xe2\x82"}\n\xff\n')
