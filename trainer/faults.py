@@ -32,6 +32,8 @@ def relevant(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
 def describe(error: ErrorDetails, lines: dict[Location, int], file: str) -> str:
     """What is wrong, by which rule, and what to do, e.g. `student.method is 'lorra'; use ... (task.yaml:14)`."""
     at = tuple(part for part in error["loc"] if part not in ("str", "Splits"))
+    if error["type"] == "invalid_key":
+        at = (*at[:-1], str(error["input"]))  # a number or the like, which pydantic does not name as written
     rule = _rule(error, at)
     line = next((lines[at[:size]] for size in range(len(at), 0, -1) if at[:size] in lines), None)
     return f"{rule} ({file}:{line})" if line else f"{rule} ({file})"
@@ -42,7 +44,7 @@ def _rule(error: ErrorDetails, at: Location) -> str:
     match error["type"]:
         case "missing":
             return f"{key} is missing; add it"
-        case "extra_forbidden":
+        case "extra_forbidden" | "invalid_key":
             return f"{key} is not a known key; {_suggest(at)}"
         case "literal_error":
             return f"{key} is {error['input']!r}; use {str(context['expected']).replace(chr(39), '')}"

@@ -38,6 +38,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, given: Any) -> Any:
+        """`curate:` with nothing below it, or with comments alone, is the section as it is by default."""
+        if not isinstance(given, dict):
+            return given
+        sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, Section)}
+        return {key: value for key, value in given.items() if value is not None or key not in sections}
+
 
 class Price(Section):
     """US dollars per million tokens."""

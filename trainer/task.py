@@ -141,9 +141,18 @@ def _sha256(file: Path) -> str:
 
 
 def _parse(file: Path, text: str) -> tuple[Any, dict[Location, int], list[str]]:
+    lines: dict[Location, int] = {}
+    duplicates: list[str] = []
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = yaml.safe_load(text)
+        _note_lines(node, (), lines, duplicates, file.name)
+    except RecursionError:
+        raise TaskError(
+            [
+                f"{file.name} is nested without end, or an alias (*name) stands inside what it names; write it out"
+            ]
+        ) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TaskError(
@@ -157,9 +166,6 @@ def _parse(file: Path, text: str) -> tuple[Any, dict[Location, int], list[str]]:
                 f"{file.name} holds {type(tree).__name__}; it must be a mapping of keys such as name: and program:"
             ]
         )
-    lines: dict[Location, int] = {}
-    duplicates: list[str] = []
-    _note_lines(node, (), lines, duplicates, file.name)
     return tree, lines, duplicates
 
 

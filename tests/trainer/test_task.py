@@ -110,6 +110,31 @@ def test_broken_yaml_is_one_clear_line(tmp_path: Path, text: str) -> None:
     assert "\n" not in fault
 
 
+def appended(folder: Path, text: str) -> Path:
+    with (folder / "task.yaml").open("a", encoding="utf-8") as file:
+        file.write(text)
+    return folder
+
+
+def test_an_empty_section_is_the_default_one(tmp_path: Path) -> None:
+    folder = appended(write_task(tmp_path), "student:\n  train:\nquality:\n  # keep: 0.9\n")
+    plain = task.load(write_task(tmp_path / "plain"))
+    assert task.load(folder).settings == plain.settings
+
+
+@pytest.mark.parametrize(("key", "named"), [("1", "1"), ("on", "True")])
+def test_a_key_that_is_no_text_is_not_known(tmp_path: Path, key: str, named: str) -> None:
+    (fault,) = faults(appended(write_task(tmp_path), f"{key}: 2\n"))
+    assert fault.startswith(f"{named} is not a known key; use one of name, program, metric")
+
+
+@pytest.mark.parametrize("text", ["seed: &x [*x]\n", "seed: &x {a: *x}\n", f"seed: {'[' * 5000}\n"])
+def test_endless_nesting_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    assert faults(appended(write_task(tmp_path), text)) == [
+        "task.yaml is nested without end, or an alias (*name) stands inside what it names; write it out"
+    ]
+
+
 def test_missing_folder_says_how_to_start(tmp_path: Path) -> None:
     assert faults(tmp_path / "nowhere") == [
         f"{tmp_path / 'nowhere' / 'task.yaml'} does not exist; write one with: homestill init {tmp_path / 'nowhere'}"
