@@ -66,18 +66,21 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
 
 @app.command(epilog="Example: homestill check my-task")
 def check(folder: TaskArgument = Path()) -> None:
-    """Validate task.yaml, program, metric and data; nothing is called or changed."""
-    from trainer import program
-    from trainer.splits import assign
+    """Validate task.yaml, program, metric, data, and the base if it is here; nothing is called or fetched."""
+    from trainer import preflight, program
+    from trainer.splits import assigned
 
     loaded = task.load(folder)
-    rows = task.examples(loaded)
-    found = program.load(loaded)
-    settings = loaded.settings
-    splits = assign(rows, settings.inputs, settings.curate, settings.seed)
-    out.print(
-        f"[green]task {settings.name} is valid[/]: {len(rows)} rows, predictors {', '.join(found.predictors)}"
-    )
+    known = preflight.without_network(loaded, Home.from_environment(os.environ))
+    splits, found = assigned(loaded), program.load(loaded)
+    rows = len(splits.examples()) + sum(map(len, splits.dropped.values()))
+    out.print(f"[green]task {loaded.name} is valid[/]: {rows} rows, predictors {', '.join(found.predictors)}")
+    if not known:
+        base = loaded.settings.student.base
+        out.print(
+            f"student.base {base} is not here yet: run fetches it, and looks then whether it fits",
+            highlight=False,
+        )
     sizes = ", ".join(f"{name} {len(splits.splits[name])}" for name in ("train", "calibrate", "test"))
     gone = ", ".join(f"{len(ids)} {reason}" for reason, ids in splits.dropped.items())
     out.print(f"{sizes}{f'; left out: {gone}' if gone else ''}", highlight=False)

@@ -15,6 +15,8 @@ from trainer.conversion import families
 from trainer.errors import TrainError
 from trainer.runs import Run, read_jsonl, write_jsonl
 from trainer.runtimes.choice import choice
+from trainer.settings import StudentSettings
+from trainer.task import Task
 from trainer.template import Template
 from trainer.training import base as bases
 from trainer.training import methods, prompt, rows
@@ -56,15 +58,27 @@ def choose(run: Run, environment: Mapping[str, str]) -> Chosen:
         TemplateError: the chat template cannot be frozen, or carries no soft prompt.
         DiskError: the base has to be downloaded and does not fit.
     """
-    from transformers import AutoTokenizer
-
-    student = run.task.settings.student
     gpu.check(run.environment)
     base = bases.resolve(run)
-    families.check(base, student.context)
     _refuse(run, base, environment)
-    if student.train.replay:
-        rows.read_replay(replay_file(run))
+    chosen = fit(run.task.settings.student, base)
+    if run.task.settings.student.train.replay:
+        rows.read_replay(replay_file(run.task))
+    return chosen
+
+
+def fit(student: StudentSettings, base: Path) -> Chosen:
+    """Bring the method and the base together, whatever the machine.
+
+    Raises:
+        TrainError: they do not go together.
+        TemplateError: the chat template cannot be frozen, or carries no soft prompt.
+    """
+    from transformers import AutoTokenizer
+
+    families.check(base, student.context)
+    if student.method == "prompt" and (reason := prompt.refusal(bases.model_type(base))):
+        raise TrainError(reason)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     if student.method == "prompt":
         template = prompt.extend(tokenizer, student.train.prompt_tokens)
@@ -121,11 +135,9 @@ def prepare(run: Run, environment: Mapping[str, str]) -> Prepared:
 
 
 def _refuse(run: Run, base: Path, environment: Mapping[str, str]) -> None:
-    """Raise TrainError where the method cannot be trained here, or served with this base."""
+    """Raise TrainError where this machine cannot train by the method, or its runtime not serve the base."""
     student, model_type = run.task.settings.student, bases.model_type(base)
     reasons = [methods.refusal(student.method, environment)]
-    if student.method == "prompt":
-        reasons.append(prompt.refusal(model_type))
     if model_type in families.ENCODER_DECODERS and (runtime := choice(run.environment)) != "embedded":
         reasons.append(
             f"student.base is {student.base!r}, an encoder-decoder, which {runtime} does not serve; "
@@ -135,15 +147,15 @@ def _refuse(run: Run, base: Path, environment: Mapping[str, str]) -> None:
         raise TrainError("\n".join(found))
 
 
-def replay_file(run: Run) -> Path:
+def replay_file(task: Task) -> Path:
     """Where the general data of student.train.replay lies.
 
     Raises:
         TrainError: nowhere.
     """
-    replay = run.task.settings.student.train.replay
+    replay = task.settings.student.train.replay
     assert replay
-    file = run.task.folder / Path(replay.data).expanduser()
+    file = task.folder / Path(replay.data).expanduser()
     if not file.is_file():
         raise TrainError(f"student.train.replay.data names {file}, which does not exist; correct the path")
     return file
@@ -177,7 +189,7 @@ def _rows(run: Run, chosen: Chosen) -> rows.Rows:
     found = rows.tokenize(conversations, chosen.tokenizer, chosen.template, recipe, seed)
     if not recipe.replay:
         return found
-    general = replay_file(run)
+    general = replay_file(run.task)
     mixed = rows.with_replay(found, general, chosen.tokenizer, chosen.template, settings=recipe, seed=seed)
     share = mixed.replayed / len(mixed.train)
     if share < recipe.replay.share - 0.01:

@@ -29,7 +29,7 @@ def inputs(run: Run) -> dict[str, Any]:
     """What the weights depend on."""
     settings = run.task.settings
     recipe = settings.student.train
-    replay = {"replay": sha256_file(prepare.replay_file(run))} if recipe.replay else {}
+    replay = {"replay": sha256_file(prepare.replay_file(run.task))} if recipe.replay else {}
     return {
         "rows": sha256_file(run.folder / "curate" / "train.jsonl"),
         "base": bases.sha256(bases.resolve(run)),

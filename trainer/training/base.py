@@ -14,6 +14,7 @@ from trainer.conversion import families, t5
 from trainer.errors import TrainError
 from trainer.runs import Run, read_json, sha256_file
 from trainer.seam import offline
+from trainer.task import Task
 from trainer.template import Template
 
 WEIGHTS = "*.safetensors"
@@ -44,15 +45,43 @@ def resolve(run: Run) -> Path:
     """
     name = run.task.base_path()
     folder = Path(name)
+    return _usable(run.task, folder if folder.is_dir() else _from_hub(run, name), run.home.cache)
+
+
+def at_hand(task: Task, cache: Path) -> Path | None:
+    """The folder of a task's base, no network asked: None where it is a hub's model that has not been fetched whole.
+
+    Args:
+        cache: of the home.
+
+    Raises:
+        TrainError: without configuration and safetensors weights.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(task.base_path())
     if not folder.is_dir():
-        folder = _from_hub(run, name)
-    for pattern in ("config.json", WEIGHTS):
-        if not any(folder.glob(pattern)):
-            raise TrainError(
-                f"student.base is {run.task.settings.student.base!r}, whose folder {folder} holds no {pattern}; "
-                "give a folder or hub name with a model in the Hugging Face layout, in safetensors"
-            )
-    return t5.ready(folder, run.home.cache) if model_type(folder) in families.ENCODER_DECODERS else folder
+        try:
+            folder = Path(snapshot_download(str(folder), local_files_only=True))
+        except (OSError, ValueError):  # the hub's errors derive from these
+            return None
+        if _missing(folder):
+            return None
+    return _usable(task, folder, cache)
+
+
+def _usable(task: Task, folder: Path, cache: Path) -> Path:
+    """The folder, or what stands in for it, after a look at what every base holds."""
+    for pattern in _missing(folder):
+        raise TrainError(
+            f"student.base is {task.settings.student.base!r}, whose folder {folder} holds no {pattern}; "
+            "give a folder or hub name with a model in the Hugging Face layout, in safetensors"
+        )
+    return t5.ready(folder, cache) if model_type(folder) in families.ENCODER_DECODERS else folder
+
+
+def _missing(folder: Path) -> list[str]:
+    return [pattern for pattern in ("config.json", WEIGHTS) if not any(folder.glob(pattern))]
 
 
 def model_type(folder: Path) -> str:

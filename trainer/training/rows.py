@@ -112,7 +112,7 @@ def read_replay(file: Path) -> list[list[dict[str, str]]]:
         TrainError: with every bad line.
     """
     found, faults = [], []
-    with open(file, encoding="utf-8") as lines:
+    with open(file, "rb") as lines:  # what is not UTF-8 is a fault of its line
         for number, line in enumerate(lines, start=1):
             fault, messages = _conversation(line)
             if fault:
@@ -139,7 +139,7 @@ def _shuffled(names: Iterable[str], seed: int) -> Sequence[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
 
-def _conversation(line: str) -> tuple[str, list[dict[str, str]]]:
+def _conversation(line: bytes) -> tuple[str, list[dict[str, str]]]:
     """What is wrong with a line, and its messages."""
     try:
         messages = json.loads(line)["messages"]
