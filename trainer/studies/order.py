@@ -291,8 +291,8 @@ def _meaning(settings: Settings) -> dict[str, str]:
         "Synergy": "The combination's score minus the better single step's (prompt only or fine-tune only), paired by "
         "example, with a 95 % bootstrap interval. The better one is chosen by the same answers, which makes "
         "the synergy look a little smaller than it is.",
-        "USD": "The teacher's answers that the recipe rests on, whenever they were bought, and paid judging while "
-        "prompts were optimised. Local computing is not counted.",
+        "USD": "The teacher's answers to the training split and to the prompts of parity, whenever they were bought, and "
+        "paid judging while prompts were optimised. Local computing is not counted.",
         "Minutes": "Wall time of the recipe's steps on this machine, as far as the process that finished each one worked "
-        "on it; the scoring is not counted.",
+        "on it; of a capture that asked more, the share of those answers. The scoring is not counted.",
     }

@@ -92,9 +92,16 @@ def student(study: Study, run: Run) -> Registration:
 
 
 def spent(run: Run) -> tuple[float, float]:
-    """US dollars of a run's teacher's answers, whenever they were bought, and its stages' seconds."""
-    dollars = float(read_json(run.folder / "capture" / "summary.json")["cost_usd"])
-    return dollars, seconds(run, ("capture", *STAGES))
+    """US dollars of the teacher's answers that `examples` names, whenever they were bought, and seconds.
+
+    The task's own run asked for calibrate and test as well, which no weights step needs: their dollars are left
+    out, and so is their share of the capture's seconds.
+    """
+    captured, asked = read_json(run.folder / "capture" / "summary.json"), examples(run)
+    answers = run.store.answers(captured["system"])
+    dollars = sum(answers[example.id].cost_usd for example in asked)
+    capturing = seconds(run, ["capture"]) * len(asked) / captured["examples"]
+    return dollars, capturing + seconds(run, STAGES)
 
 
 def seconds(run: Run, stages: Sequence[str]) -> float:

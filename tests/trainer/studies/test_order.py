@@ -14,6 +14,7 @@ import pytest
 from tests.trainer.studies.pretend import (
     Local,
     Messages,
+    buy,
     other,
     registered,
     reply,
@@ -22,6 +23,7 @@ from tests.trainer.studies.pretend import (
     studied_run,
     study_of,
 )
+from trainer import program as programs
 from trainer import splits
 from trainer.errors import RuntimeUnavailable
 from trainer.pipeline import Stage
@@ -42,7 +44,7 @@ class Stages:
         self.runs.append(run)
         self.stages.append([stage.name for stage in known])
         if not (run.folder / "register" / "registration.json").is_file():
-            write_json(run.stage("capture") / "summary.json", {"cost_usd": 0.5})
+            buy(run, programs.load(run.task), 0.02)
             for stage in known:
                 write_json(run.stage(stage.name) / "stage.json", {"done": True, "seconds": 12.0})
             name = f"trained-{run.name.partition('-')[0]}"
@@ -79,14 +81,18 @@ def test_recipes_steps_and_synergy(tmp_path: Path) -> None:
 
 
 def test_costs_add_up_step_by_step(tmp_path: Path) -> None:
-    outcome = order.run(study_of(studied_run(tmp_path), "order", Local(talented)), SETTINGS, Stages())
+    run = studied_run(tmp_path, 120)
+    outcome = order.run(study_of(run, "order", Local(talented)), SETTINGS, Stages())
+    asked, rows = len(recipes.examples(run)), len(splits.assigned(run.task).examples())
+    assert asked < rows  # the task's run asked for test and calibrate as well, which no weights step needs
     found = outcome.figures["recipes"]
     assert found["base"]["usd"] == found["base"]["seconds"] == found["prompt only"]["usd"] == 0.0
-    assert (found["fine-tune only"]["usd"], found["fine-tune only"]["seconds"]) == (
-        1.25,
-        150.0,
-    )  # the task's run
-    assert found["p → w"]["last_step"] == {"usd": 0.5, "seconds": pytest.approx(60.0)}
+    assert found["fine-tune only"]["usd"] == pytest.approx(0.01 * asked)
+    assert found["fine-tune only"]["seconds"] == pytest.approx(30 * asked / rows + 4 * 30)
+    assert found["p → w"]["last_step"] == {
+        "usd": pytest.approx(0.02 * asked),
+        "seconds": pytest.approx(60.0),
+    }
     whole = found["prompt only"]["seconds"] + 60.0
     assert found["p → w"]["seconds"] == pytest.approx(whole)
     assert [row[0] for row in outcome.more["Each step"].rows][:2] == [
@@ -151,8 +157,9 @@ def test_a_step_that_changed_nothing_says_so(tmp_path: Path) -> None:
     outcome = order.run(study, search, Stages())
     assert "found nothing better" in outcome.notes[0]
     assert "“prompt only”, “w → p”, “p → w → p”" in outcome.notes[0]
-    assert (
-        outcome.figures["recipes"]["p → w"]["last_step"]["usd"] == 1.25
+    asked = len(recipes.examples(study.run))
+    assert outcome.figures["recipes"]["p → w"]["last_step"]["usd"] == pytest.approx(
+        0.01 * asked
     )  # the task's own run, not a new one
 
 
