@@ -22,7 +22,7 @@ from trainer.splits import assigned, shuffled
 from trainer.statistics.scores import Interval, mean_interval
 from trainer.studies import pictures
 from trainer.studies.report import Outcome, Picture, Table, percent
-from trainer.studies.study import ROLES, Role, Study, System, answered, overflowed, scores
+from trainer.studies.study import ROLES, Role, Study, System, answered, overflowed, scores, unfit
 from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.traces import Answer
 
@@ -150,21 +150,16 @@ def _outcome(
     reached: Efficiency,
 ) -> Outcome:
     count = range(len(by_role["base"]))
-    too_long = {role: [overflowed(found[f"{role}, k = {k}"]) for k in count] for role in ROLES}
+    too_long = [sum(overflowed(found[f"{role}, k = {k}"]) for role in ROLES) for k in count]
     rows = [
         [
             str(k),
             *percent(by_role["base"][k]),
             *percent(by_role["student"][k]),
-            str(too_long["base"][k] + too_long["student"][k]),
+            str(too_long[k]),
         ]
         for k in count
     ]
-    notes = []
-    if any(map(sum, too_long.values())):
-        notes.append(
-            "Some prompts did not fit into the models' context and count as wrong; --context gives them more room."
-        )
     picture = pictures.curves(
         "Score by number of demonstrations",
         list(count),
@@ -186,7 +181,7 @@ def _outcome(
                 "Mean score with its 95 % interval. The same score with fewer demonstrations is better.",
             )
         ],
-        notes=notes,
+        notes=unfit(too_long),
         figures=_figures(by_role, reached),
     )
 

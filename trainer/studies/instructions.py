@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from trainer.program import Program
 from trainer.statistics.scores import Interval, mean_interval
 from trainer.studies import pictures
 from trainer.studies.report import Outcome, Picture, Table, percent
-from trainer.studies.study import ROLES, Role, Study, System, answered, scores
+from trainer.studies.study import ROLES, Role, Study, System, answered, overflowed, scores, unfit
 
 FILE = "instructions.yaml"
 """Where a task's own variants stand, beside its task.yaml."""
@@ -91,7 +91,8 @@ def run(study: Study, given: list[Variant]) -> Outcome:
     """
     found = answered(study, systems(study, given), study.examples())
     means = {label: mean_interval(scores(rows), seed=study.seed) for label, rows in found.items()}
-    return _outcome(given, {role: [means[_label(role, each)] for each in given] for role in ROLES})
+    too_long = [sum(overflowed(found[_label(role, each)]) for role in ROLES) for each in given]
+    return _outcome(given, {role: [means[_label(role, each)] for each in given] for role in ROLES}, too_long)
 
 
 def _faults(file: str, name: object, value: object, predictors: list[str]) -> list[str]:
@@ -163,9 +164,17 @@ def _label(role: str, variant: Variant) -> str:
     return f"{role}, {variant.name}"
 
 
-def _outcome(given: list[Variant], by_role: Mapping[Role, list[Interval]]) -> Outcome:
+def _outcome(
+    given: list[Variant], by_role: Mapping[Role, list[Interval]], too_long: Sequence[int]
+) -> Outcome:
     rows = [
-        [variant.name, str(variant.words()), *percent(by_role["base"][at]), *percent(by_role["student"][at])]
+        [
+            variant.name,
+            str(variant.words()),
+            *percent(by_role["base"][at]),
+            *percent(by_role["student"][at]),
+            str(too_long[at]),
+        ]
         for at, variant in enumerate(given)
     ]
     spread = {role: _spread(by_role[role]) for role in ROLES}
@@ -178,12 +187,13 @@ def _outcome(given: list[Variant], by_role: Mapping[Role, list[Interval]]) -> Ou
         title="Score by instructions",
         finding=_sentence(by_role, spread),
         table=Table(
-            ("Instructions", "Words", "Base", "95 % interval", "Student", "95 % interval"),
+            ("Instructions", "Words", "Base", "95 % interval", "Student", "95 % interval", "Did not fit"),
             rows,
             marked=WRITTEN,
         ),
         meaning=_meaning() | {f"“{each.name}”": _shown(each) for each in given},
         pictures=[Picture(picture, "Mean score with its 95 % interval.")],
+        notes=unfit(too_long),
         figures={
             "variants": [
                 {"name": each.name, "words": each.words(), "texts": dict(each.texts)}

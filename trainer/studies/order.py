@@ -22,7 +22,7 @@ from trainer.studies import pictures, prompts, recipes
 from trainer.studies.prompts import Settings
 from trainer.studies.recipes import Execute
 from trainer.studies.report import Outcome, Picture, Table, percent, points
-from trainer.studies.study import Study, System, answered, paired_difference, scores
+from trainer.studies.study import Study, System, answered, overflowed, paired_difference, scores, unfit
 from trainer.teacher import quote as quotes
 from trainer.teacher.quote import Quote
 from trainer.traces import Answer
@@ -142,6 +142,7 @@ def outcome(
             *percent(means[recipe]),
             points(synergy[recipe]) if recipe in synergy else "",
             *_spent(reached[recipe]),
+            str(overflowed(found[recipe])),
         ]
         for recipe in found
     ]
@@ -154,7 +155,7 @@ def outcome(
         title="Order of prompt optimisation and fine-tuning",
         finding=_sentence(best, single, synergy[best]),
         table=Table(
-            ("Recipe", "Score", "95 % interval", "Synergy, points", "USD", "Minutes"),
+            ("Recipe", "Score", "95 % interval", "Synergy, points", "USD", "Minutes", "Did not fit"),
             rows,
             marked=NAMES[max(means, key=lambda recipe: means[recipe].mean)],
         ),
@@ -164,7 +165,7 @@ def outcome(
                 picture, "Mean score with its 95 % interval; p: prompts optimised, w: weights fine-tuned."
             )
         ],
-        notes=_unchanged(reached),
+        notes=[*_unchanged(reached), *unfit(map(overflowed, found.values()))],
         more={"Each step": _steps(reached)},
         figures=_figures(means, synergy, reached, single, best),
     )

@@ -8,6 +8,7 @@ as written, room to train on whatever the model's context holds.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,16 +18,22 @@ from typing import Any
 
 import yaml
 
-from trainer import capture, pipeline, task
+from trainer import capture, pipeline, prepare, task
+from trainer import program as programs
 from trainer.data import Example
+from trainer.errors import TrainError
 from trainer.pipeline import Stage
 from trainer.prepare import replay_file
+from trainer.program import Program
 from trainer.register import REPLAYED
 from trainer.runs import Run, read_json, sha256_json, write_json, write_jsonl
 from trainer.runtimes.local import Registration, recorded
 from trainer.splits import assigned
 from trainer.studies.study import Study, with_context
 from trainer.task import Task
+from trainer.teacher.quote import prompts
+
+log = logging.getLogger("homestill.study")
 
 Execute = Callable[[Run, Sequence[Stage]], list[str]]
 """Brings stages up to date, as `pipeline.execute` does."""
@@ -80,10 +87,39 @@ def captured(state: dict[str, Any]) -> Stage:
     """The capture stage with the program's state given instead of optimized."""
 
     def start(run: Run) -> None:
-        write_json(run.stage("capture") / "program.json", state)
+        file = run.stage("capture") / "program.json"
+        write_json(file, state)
+        grown = programs.load(run.task, file)
+        if state != programs.load(run.task).state:
+            require_room(run, grown)
         capture.run(run)
 
     return Stage("capture", lambda run: capture.inputs(run) | {"state": sha256_json(state)}, start)
+
+
+def require_room(run: Run, grown: Program) -> None:
+    """Look, before the teacher is paid, whether prompts that have grown leave room for an answer to train on.
+
+    Raises:
+        TrainError: fewer than two examples do.
+    """
+    chosen, student = prepare.choose(run, run.environment), run.task.settings.student
+    most = student.context  # never more than student.train.max_length here
+    rows = [
+        [len(chosen.template.prompt_ids(chosen.tokenizer, messages)) for messages in prompts(grown, example)]
+        for example in assigned(run.task).splits["train"]
+    ]
+    fitting = sum(min(lengths) < most for lengths in rows)
+    longest = max(map(max, rows))
+    if longest < most:
+        return
+    said = (
+        f"the optimised prompts of {fitting} of {len(rows)} training examples fit into the models' context, {most} tokens; "
+        f"--context {longest + student.max_tokens} holds them all with their answers"
+    )
+    if fitting < 2:
+        raise TrainError(f"{said}; at least 2 are needed, and the teacher was not asked yet")
+    log.warning("%s", said)
 
 
 def student(study: Study, run: Run) -> Registration:

@@ -279,6 +279,12 @@ def overflowed(answers: Sequence[Answer]) -> int:
     return sum((answer.error or "").startswith("ContextWindowExceeded") for answer in answers)
 
 
+def unfit(counts: Iterable[int]) -> list[str]:
+    """What to note of prompts that did not fit, where there are any."""
+    note = "Some prompts did not fit into the models' context and count as wrong; --context gives them more room."
+    return [note] if any(counts) else []
+
+
 def paired_difference(new: Floats, old: Floats, seed: int, confidence: float = 0.95) -> Interval:
     """Mean of `new` − `old`, both [n] on the same examples, with its paired bootstrap interval."""
     from scipy import stats

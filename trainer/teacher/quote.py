@@ -68,19 +68,27 @@ def quote(
     )
 
 
+def prompts(program: Program, example: Example) -> list[list[dict[str, str]]]:
+    """The messages of every predictor for an example; what another predictor gives counts as a short text."""
+    found = []
+    for _, predict in program.module.named_predictors():
+        inputs = {
+            name: example.values.get(name, "an intermediate text of some length")
+            for name in predict.signature.input_fields
+        }
+        demos = [dspy.Example(demo) for demo in predict.demos]
+        found.append(adapter().format(predict.signature, demos, inputs))
+    return found
+
+
 def _prompt_tokens(program: Program, sample: list[Example]) -> float:
-    """Mean prompt tokens of one example, over all predictors; unknown inputs count as a short text."""
+    """Mean prompt tokens of one example, over all predictors."""
     if not sample:
         return 0.0
-    total = 0
-    for example in sample:
-        for _, predict in program.module.named_predictors():
-            fields = predict.signature.input_fields
-            inputs = {
-                name: example.values.get(name, "an intermediate text of some length") for name in fields
-            }
-            messages = adapter().format(
-                predict.signature, [dspy.Example(demo) for demo in predict.demos], inputs
-            )
-            total += sum(len(str(message["content"])) for message in messages)
+    total = sum(
+        len(str(message["content"]))
+        for example in sample
+        for messages in prompts(program, example)
+        for message in messages
+    )
     return total / len(sample) / CHARS_PER_TOKEN

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dspy.utils.exceptions import ContextWindowExceededError
 
 from tests.trainer.studies.pretend import Local, Messages, other, reply, right, studied_run, study_of
 from trainer.errors import TaskError
@@ -28,6 +29,18 @@ def test_without_a_file_there_are_bare_written_and_multi_step_ones(tmp_path: Pat
     assert [row[2] for row in outcome.table.rows] == ["0.0", "0.0", "100.0"]
     assert [row[4] for row in outcome.table.rows] == ["100.0"] * 3
     assert outcome.finding.endswith("the student's score moves by 0.0 points, the base's by 100.0.")
+
+
+def test_prompts_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    def narrow(model: str, messages: Messages) -> tuple[str, str]:
+        if "Proceed in these steps" in messages[0]["content"]:
+            raise ContextWindowExceededError(model="m", message="too long")
+        return right(model, messages)
+
+    study = study_of(studied_run(tmp_path), "instructions", Local(narrow), limit=4)
+    outcome = instructions.run(study, instructions.variants(study, None))
+    assert [row[-1] for row in outcome.table.rows] == ["0", "0", "8"]
+    assert "--context" in outcome.notes[0]
 
 
 def test_a_base_that_is_never_right_is_said_to_be(tmp_path: Path) -> None:

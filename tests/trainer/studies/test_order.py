@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dspy.utils.exceptions import ContextWindowExceededError
 
 from tests.trainer.studies.pretend import (
     Local,
@@ -95,10 +96,24 @@ def test_costs_add_up_step_by_step(tmp_path: Path) -> None:
     }
     whole = found["prompt only"]["seconds"] + 60.0
     assert found["p → w"]["seconds"] == pytest.approx(whole)
+    assert {row[-1] for row in outcome.table.rows} == {"0"}
     assert [row[0] for row in outcome.more["Each step"].rows][:2] == [
         "base, then prompts",
         "base, then weights",
     ]
+
+
+def test_prompts_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    def narrow(model: str, messages: Messages) -> tuple[str, str]:
+        if shown(messages) and "trained" in model:
+            raise ContextWindowExceededError(model="m", message="too long")
+        return right(model, messages) if "trained" in model else talented(model, messages)
+
+    study = study_of(studied_run(tmp_path), "order", Local(narrow), limit=5)
+    outcome = order.run(study, SETTINGS, Stages())
+    assert outcome.table.columns[-1] == "Did not fit"
+    assert [row[-1] for row in outcome.table.rows if "w" in row[0]][-1] == "5"
+    assert "--context" in outcome.notes[-1]
 
 
 def test_a_weights_step_trains_on_the_prompts_that_stand(tmp_path: Path) -> None:
