@@ -36,7 +36,7 @@ Modules = Annotated[Literal["all-linear", "attention", "mlp"] | list[str], Befor
 class Section(BaseModel):
     """A section of task.yaml. Unknown keys are faults, and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

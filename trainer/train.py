@@ -64,11 +64,16 @@ def run(run: Run) -> None:
         done = int(last.name.rpartition("-")[2]) if last else 0
         with progress("training", spec["steps"], done) as advance:
             _run_child(words, work, environment, _Reporter(advance, done))
+    measured = read_json(work / "result.json")
+    if measured["best_step"] is None:
+        raise TrainError(
+            "training diverged, no evaluation loss was finite; lower student.train.learning_rate, "
+            f"which is {recipe.learning_rate:g}, and run again; the losses are in {folder / 'metrics.jsonl'}"
+        )
     _merge(run, work)
     if methods.KEPT[spec["method"]] == "adapter":
         shutil.copytree(work / "adapter", work / "copy", dirs_exist_ok=True)  # a rerun merges the original
         _adopt(work / "copy", folder / "adapter")
-    measured = read_json(work / "result.json")
     compared = expected.compared(measured)
     log.warning("%s", _said(compared, measured["seconds"]))
     write_json(folder / "summary.json", about | measured | {"estimate": compared})

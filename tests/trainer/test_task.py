@@ -79,6 +79,10 @@ quality: {keep: 1.2}
             "student.train.accumulation is 100000; use a number at least 1 and at most 4096 (task.yaml:",
         ),
         (
+            {"student": {"train": {"weight_decay": float("inf")}}},
+            "student.train.weight_decay is inf; it should be a finite number (task.yaml:",
+        ),
+        (
             {"student": {"train": {"target_modules": "heads"}}},
             "student.train.target_modules is 'heads'; use all-linear, attention, mlp, or a list of names (task",
         ),

@@ -69,14 +69,18 @@ def describe(model: Any, cuda: bool) -> dict[str, Any]:
 
 
 def result(spec: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Put the best weights where the merge looks for them. Returns what goes into train/summary.json."""
+    """Put the best weights where the merge looks for them. Returns what goes into train/summary.json.
+
+    No step is the best where no evaluation loss was finite; then there are no weights.
+    """
     from trainer.training.passes import cut_before
 
     last = last_checkpoint(work / "checkpoints")
     assert last is not None  # the last step is always saved
     state = read_json(last / "trainer_state.json")
-    best = last.with_name(f"checkpoint-{state['best_global_step']}")
-    keep_weights(best, work / methods.KEPT[spec["method"]])
+    if state["best_global_step"] is not None:
+        best = last.with_name(f"checkpoint-{state['best_global_step']}")
+        keep_weights(best, work / methods.KEPT[spec["method"]])
     metrics = read_jsonl(Path(spec["metrics"]))
     speeds = [row["tokens_per_s"] for row in metrics if "loss" in row]
     at_once, peak = cut_before(last)
@@ -165,6 +169,7 @@ def arguments(spec: dict[str, Any], checkpoints: Path, cuda: bool, *, checkpoint
         max_grad_norm=settings["clip"],
         optim="paged_adamw_32bit" if paged else "adamw_torch",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number is told as such, not as 0
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",

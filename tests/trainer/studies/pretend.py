@@ -116,12 +116,9 @@ def registered(run: Run, key: str, name: str) -> dict[str, Any]:
 def buy(run: Run, program: programs.Program, usd: float) -> None:
     """Store the teacher's answers to all of the run's examples, at `usd` each, and what capture says of them."""
     rows, system = assigned(run.task).examples(), f"the teacher of {run.name}"
-    nothing: dict[str, Any] = {"outputs": {}, "error": None, "calls": []}
-    counts = {"score": 1.0, "latency_ms": 1.0, "prompt_tokens": 10, "completion_tokens": 3}
     for example in rows:
-        run.store.add_answer(
-            Answer(system, example.id, "teacher", run.task.name, cost_usd=usd, **nothing, **counts)
-        )
+        answer = Answer(system, example.id, "teacher", run.task.name, {}, 1.0, 1.0, 10, 3, usd, None, [])
+        run.store.add_answer(answer)
     about = {"system": system, "program": program.hash, "examples": len(rows), "cost_usd": usd * len(rows)}
     write_json(run.stage("capture") / "summary.json", about)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.tiny_run import tiny_run
-from tests.trainer.training.support import prepared
-from trainer.runs import read_jsonl, write_jsonl
+from tests.trainer.training.support import curve, prepared
+from trainer import train
+from trainer.errors import TrainError
+from trainer.runs import read_jsonl, write_json, write_jsonl
 from trainer.training import checkpoints, loop
 
 
@@ -27,6 +31,19 @@ def test_full_training_stops_early_and_keeps_the_best_weights(tmp_path: Path) ->
     assert all(torch.equal(kept[name], best[name]) for name in best)
     # killed before the result was written: nothing is trained again
     assert loop.train(spec, work) == result
+
+
+def test_a_training_that_diverges_says_so_and_keeps_no_weights(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, method="full", train="epochs: 2, eval_steps: 2")
+    spec, work = prepared(run)
+    spec["settings"]["weight_decay"] = math.inf  # the settings refuse it; a learning rate may do the same
+    result = loop.train(spec, work)
+    assert result["best_step"] is None
+    assert math.isnan(curve(work)[-1][1])
+    assert not (work / "weights").exists()
+    write_json(work / "result.json", result)
+    with pytest.raises(TrainError, match=r"diverged.*; lower student.train.learning_rate, which is 0.0002"):
+        train.run(run)
 
 
 def test_half_written_checkpoints_and_metrics_that_ran_ahead_are_dropped(tmp_path: Path) -> None:
