@@ -15,7 +15,7 @@ from trainer.sources import sources
 from trainer.splits import MIN_SEALED, assigned
 from trainer.task import Task
 from trainer.training import base as bases
-from trainer.training import rows
+from trainer.training import chats
 
 
 def check(run: Run) -> None:
@@ -123,7 +123,7 @@ def _code(task: Task, force: bool) -> list[str]:
 
 def _general(task: Task, _: bool) -> list[str]:
     if task.settings.student.train.replay:
-        rows.read_replay(prepare.replay_file(task))
+        chats.read(prepare.replay_file(task))
     return []
 
 

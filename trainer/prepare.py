@@ -19,7 +19,7 @@ from trainer.settings import StudentSettings
 from trainer.task import Task
 from trainer.template import Template
 from trainer.training import base as bases
-from trainer.training import methods, prompt, rows
+from trainer.training import chats, methods, prompt, rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,8 @@ def choose(run: Run, environment: Mapping[str, str]) -> Chosen:
 
     Raises:
         PreflightError: a GPU is required, and torch can use none.
-        TrainError: they do not go together, or student.train.replay names no usable file.
+        TrainError: they do not go together, or student.train.replay names no file.
+        DataError: the lines of student.train.replay are not conversations.
         TemplateError: the chat template cannot be frozen, or carries no soft prompt.
         DiskError: the base has to be downloaded and does not fit.
     """
@@ -63,7 +64,7 @@ def choose(run: Run, environment: Mapping[str, str]) -> Chosen:
     _refuse(run, base, environment)
     chosen = fit(run.task.settings.student, base)
     if run.task.settings.student.train.replay:
-        rows.read_replay(replay_file(run.task))
+        chats.read(replay_file(run.task))
     return chosen
 
 

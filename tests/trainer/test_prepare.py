@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny_run import tiny_run
 from trainer import prepare
-from trainer.errors import PreflightError, TemplateError, TrainError
+from trainer.errors import DataError, PreflightError, TemplateError, TrainError
 from trainer.runs import Run, read_json, write_json, write_jsonl
 
 
@@ -65,7 +65,7 @@ def test_layers_that_the_base_has_not(tmp_path: Path) -> None:
 def test_general_data_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "general.jsonl").write_text('{"text": "a"}\n')
     run = run_of(tmp_path, train=f"replay: {{data: {tmp_path / 'general.jsonl'}}}")
-    with pytest.raises(TrainError, match=r"general\.jsonl:1: no conversation"):
+    with pytest.raises(DataError, match=r"general\.jsonl:1: no conversation"):
         prepare.choose(run, {})
     (tmp_path / "general.jsonl").unlink()
     with pytest.raises(TrainError, match=r"general\.jsonl, which does not exist; correct the path"):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.conversion import families
-from trainer.errors import DataError, EvaluateError
+from trainer.errors import EvaluateError
 from trainer.progress import progress
 from trainer.runs import Run
 from trainer.statistics.scores import RESAMPLES, Interval
@@ -27,12 +27,12 @@ from trainer.studies.rows import Row
 from trainer.studies.study import Study
 from trainer.template import IGNORED, Template
 from trainer.training import base as bases
+from trainer.training import chats
 
 VERSION = 2
 """Raise it when rows that were stored before no longer mean the same."""
 Which = Literal["before", "after"]
 MODELS: tuple[Which, Which] = ("before", "after")
-MAX_FAULTS = 20
 SHOWN = 500
 """Conversations in the picture, drawn at random where there are more."""
 
@@ -63,28 +63,13 @@ Load = Callable[[Path], Judge]
 
 
 def read(file: Path) -> list[Conversation]:
-    """A general set: JSON lines of {"messages": [...]} that end with the assistant, or {"question", "answer"}.
+    """A general set without its repetitions.
 
     Raises:
         DataError: with every bad row's line.
     """
-    faults, found = [], {}
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError([f"{file} cannot be read: {error}; name a JSON-lines file"]) from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            row = _parsed(line)
-            if isinstance(row, str):
-                faults.append(f"{file.name}:{number}: {row}")
-            else:
-                found[row.id] = row
-    if faults:
-        raise DataError([f"{len(faults)} bad rows of the general set:", *faults[:MAX_FAULTS]])
-    if not found:
-        raise DataError([f"{file} holds no rows; write one question with its answer a line"])
-    return list(found.values())
+    rows = [_conversation(messages) for messages in chats.read(file)]
+    return list({row.id: row for row in rows}.values())
 
 
 def folders(run: Run) -> dict[Which, Path]:
@@ -243,33 +228,9 @@ def per_token(values: Any, tokens: Any, seed: int, confidence: float = 0.95) -> 
     return Interval(mean, float(low), float(high))
 
 
-def _parsed(line: str) -> Conversation | str:
-    """The conversation of a line, or its fault."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return f"not JSON: {error}; write one JSON object a line"
-    if not isinstance(row, dict):
-        return f"a JSON {type(row).__name__}; write one JSON object a line"
-    turns: Any = row.get("messages")
-    if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
-        turns = [
-            {"role": "user", "content": row["question"]},
-            {"role": "assistant", "content": row["answer"]},
-        ]
-    if not isinstance(turns, list) or not all(_turn(turn) for turn in turns):
-        return 'no conversation; write {"messages": [{"role", "content"}, ...]} or {"question", "answer"}'
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
-        return "does not end with an assistant's answer; add it"
-    plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    name = hashlib.sha256(json.dumps(plain, ensure_ascii=False).encode()).hexdigest()[:16]
-    return Conversation(name, plain[:-1], plain[-1]["content"].strip())
-
-
-def _turn(turn: object) -> bool:
-    return (
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-    )
+def _conversation(messages: chats.Messages) -> Conversation:
+    name = hashlib.sha256(json.dumps(messages, ensure_ascii=False).encode()).hexdigest()[:16]
+    return Conversation(name, messages[:-1], messages[-1]["content"].strip())
 
 
 def _encoded(

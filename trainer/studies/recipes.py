@@ -23,7 +23,6 @@ from trainer import program as programs
 from trainer.data import Example
 from trainer.errors import TrainError
 from trainer.pipeline import Stage
-from trainer.prepare import replay_file
 from trainer.program import Program
 from trainer.register import REPLAYED
 from trainer.runs import Run, read_json, sha256_json, write_json, write_jsonl
@@ -153,7 +152,7 @@ def _settings(study: Study, state: dict[str, Any]) -> dict[str, Any]:
     student = settings["student"]
     student["base"] = study.run.task.base_path()
     if "replay" in student["train"]:
-        student["train"]["replay"]["data"] = str(replay_file(study.run).resolve())
+        student["train"]["replay"]["data"] = str(prepare.replay_file(study.run.task).resolve())
     student["context"] = study.context or student["context"]
     if state != study.program().state:  # the prompts may have grown: what can be answered is trained on
         student["train"]["max_length"] = max(student["train"]["max_length"], student["context"])

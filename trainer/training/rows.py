@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.errors import TrainError
 from trainer.settings import TrainSettings
 from trainer.template import Template
+from trainer.training import chats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,11 +89,11 @@ def with_replay(
     above `max_length` are passed over.
 
     Raises:
-        TrainError: lines of it are not conversations.
+        DataError: lines of it are not conversations.
     """
     assert settings.replay
     wanted = round(len(rows.train) * settings.replay.share / (1 - settings.replay.share))
-    conversations = read_replay(file)
+    conversations = chats.read(file)
     mixed: list[Row] = []
     for number in _shuffled([str(number) for number in range(len(conversations))], seed):
         if len(mixed) == wanted:
@@ -103,25 +103,6 @@ def with_replay(
         if len(ids) <= settings.max_length:
             mixed.append({"input_ids": ids, "labels": labels})
     return Rows([*rows.train, *mixed], rows.evaluate, rows.too_long, len(mixed))
-
-
-def read_replay(file: Path) -> list[list[dict[str, str]]]:
-    """The conversations of a replay file, each ending with the assistant's answer.
-
-    Raises:
-        TrainError: with every bad line.
-    """
-    found, faults = [], []
-    with open(file, "rb") as lines:  # what is not UTF-8 is a fault of its line
-        for number, line in enumerate(lines, start=1):
-            fault, messages = _conversation(line)
-            if fault:
-                faults.append(f"{file.name}:{number}: {fault}")
-            found.append(messages)
-    if faults or not found:
-        rule = 'write {"messages": [{"role", "content"}, ...]} a line, the assistant\'s answer last'
-        raise TrainError("\n".join([*faults, f"student.train.replay.data is {file}; {rule}"]))
-    return found
 
 
 def steps(rows: int, settings: TrainSettings) -> int:
@@ -137,17 +118,3 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _shuffled(names: Iterable[str], seed: int) -> Sequence[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-
-
-def _conversation(line: bytes) -> tuple[str, list[dict[str, str]]]:
-    """What is wrong with a line, and its messages."""
-    try:
-        messages = json.loads(line)["messages"]
-        turns = [{"role": str(each["role"]), "content": each["content"]} for each in messages]
-    except (ValueError, KeyError, TypeError) as error:
-        return f"no conversation ({type(error).__name__}: {error})", []
-    if not all(isinstance(turn["content"], str) for turn in turns):
-        return "a content is no text", []
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        return "the last message is not an assistant's answer to another", []
-    return "", turns

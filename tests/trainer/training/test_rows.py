@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import tiny_tokenizer
 from tests.tiny_run import conversations, tiny_run
 from trainer import prepare, task, train
-from trainer.errors import TaskError, TrainError
+from trainer.errors import TaskError
 from trainer.runs import write_jsonl
 from trainer.settings import TrainSettings
 from trainer.template import IGNORED, Template
@@ -69,29 +69,6 @@ def test_long_general_rows_are_passed_over(tmp_path: Path) -> None:
     own = rows.tokenize(conversations(40), tokenizer, template, recipe, seed=3)
     file = tmp_path / "general.jsonl"
     assert rows.with_replay(own, file, tokenizer, template, settings=recipe, seed=3).replayed == 0
-
-
-@pytest.mark.parametrize(
-    ("line", "fault"),
-    [
-        ("not json", "no conversation"),
-        ('{"text": "a"}', "no conversation"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "the last message is not an assistant's answer"),
-        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 3}]}', "no text"),
-    ],
-)
-def test_lines_that_are_no_conversations_are_named(tmp_path: Path, line: str, fault: str) -> None:
-    write_jsonl(tmp_path / "general.jsonl", general(1))
-    with open(tmp_path / "general.jsonl", "a") as file:
-        file.write(line + "\n")
-    with pytest.raises(TrainError, match=f"general.jsonl:2: .*{fault}"):
-        rows.read_replay(tmp_path / "general.jsonl")
-
-
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "general.jsonl").touch()
-    with pytest.raises(TrainError, match=r"write .*messages"):
-        rows.read_replay(tmp_path / "general.jsonl")
 
 
 def test_the_stage_depends_on_the_file_and_counts_what_was_mixed_in(tmp_path: Path) -> None:
