@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -187,7 +187,7 @@ def outcome(judged: dict[Which, list[Judged]], too_long: int, seed: int, name: s
     )
     return Outcome(
         title="General ability before and after fine-tuning",
-        finding=_sentence(score["before"], drop),
+        finding=_sentence(score, losses, [drop, rise]),
         table=Table(
             ("Model", "Next-token score", "95 % interval", "Loss per token", "95 % interval", "Perplexity"),
             rows,
@@ -265,14 +265,26 @@ def _max_length(study: Study) -> int:
     return study.run.task.settings.student.train.max_length
 
 
-def _sentence(before: Interval, drop: Interval) -> str:
-    share = f" ({100 * drop.mean / before.mean:.1f} % of it)" if before.mean > 0 else ""
-    lost = f"Of its next-token score of {100 * before.mean:.1f} the model lost {100 * drop.mean:.1f} points{share}"
-    if drop.low > 0:
-        return f"{lost}: it has forgotten."
-    if drop.high < 0:
-        return f"{lost}: it has gained."
-    return f"{lost}: no more than chance may show."
+def _sentence(
+    score: Mapping[Which, Interval], losses: Mapping[Which, Interval], worse: list[Interval]
+) -> str:
+    """Both measures and a verdict that neither contradicts.
+
+    Args:
+        worse: by how much each measure got worse.
+    """
+    lost, gained = any(by.low > 0 for by in worse), any(by.high < 0 for by in worse)
+    verdict = {
+        (True, False): "it has forgotten",
+        (False, True): "it has gained",
+        (False, False): "no more than chance may show",
+        (True, True): "one got better, the other worse, so neither alone says what was lost",
+    }[lost, gained]
+    scores, nats = (
+        " to ".join(show(measure[model])[0] for model in MODELS)
+        for measure, show in ((score, percent), (losses, _nats))
+    )
+    return f"The model's next-token score went from {scores}, its loss per token from {nats}: {verdict}."
 
 
 def _spread(loss: dict[Which, Any], tokens: Any, seed: int) -> str:

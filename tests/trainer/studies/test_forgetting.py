@@ -83,6 +83,26 @@ def test_the_drop_is_measured_over_the_tokens(run: Run, tmp_path: Path) -> None:
     assert len(outcome.pictures) == 2
 
 
+@pytest.mark.parametrize(
+    ("first", "loss", "finding"),
+    [
+        (
+            2,
+            1.5,
+            "from 10.0 to 20.0, its loss per token from 1.000 to 1.500: one got better, the other worse, so",
+        ),
+        (2, 0.5, "from 10.0 to 20.0, its loss per token from 1.000 to 0.500: it has gained."),
+        (1, 0.5, "from 10.0 to 10.0, its loss per token from 1.000 to 0.500: it has gained."),
+        (1, 1.0, "from 10.0 to 10.0, its loss per token from 1.000 to 1.000: no more than chance may show."),
+        (0, 1.0, "from 10.0 to 0.0, its loss per token from 1.000 to 1.000: it has forgotten."),
+    ],
+)
+def test_the_finding_cannot_contradict_the_table(first: int, loss: float, finding: str) -> None:
+    before, after = [Judged(10, 10.0, 1)] * 4, [Judged(10, 10 * loss, first)] * 4
+    outcome = forgetting.outcome({"before": before, "after": after}, 0, 0, "mine.jsonl")
+    assert finding in outcome.finding
+
+
 def test_nothing_is_judged_twice(run: Run, tmp_path: Path) -> None:
     rows = forgetting.read(general(tmp_path))
     first: list[str] = []
