@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from trainer.errors import BundleError
 from trainer.runs import Home
+from trainer.terminal import console
 
 if TYPE_CHECKING:
     from trainer.bundle.write import Source
 
-out = Console()
+out = console()
 GIGABYTE = 1_000_000_000
 OutArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the bundle; it is made.")]
 Tasks = Annotated[

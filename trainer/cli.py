@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from trainer import bundle_cli, keeping_cli, pipeline, study_cli, task, watch_cli
 from trainer.errors import HomestillError, told
 from trainer.process import QUIET
 from trainer.runs import Home, Run, holder, read_json
+from trainer.terminal import console, table
 from trainer.traces import Store
 
 app = typer.Typer(
@@ -30,8 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 
 TaskArgument = Annotated[Path, typer.Argument(metavar="TASK", help="A task folder, or its task.yaml.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on with too few or unlearnable examples.")]
@@ -139,10 +138,10 @@ def _outcome(here: Run) -> None:
     from trainer.release import outcome
 
     found = outcome(here)
-    table = Table("", "score", "95 % interval", "n", "p50 ms", "USD per 1k", title=found.title)
+    shown = table("", "score", "95 % interval", "n", "p50 ms", "USD per 1k", title=found.title)
     for row in found.rows:
-        table.add_row(*(escape(cell) for cell in row))
-    out.print(table)
+        shown.add_row(*(escape(cell) for cell in row))
+    out.print(shown)
     for line in found.lines:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -198,7 +197,8 @@ def status() -> None:
     """Show every task's runs, stages and current release."""
     home = Home.from_environment(os.environ)
     folders = sorted(home.runs("").glob("*/*/task.json"), key=lambda file: file.stat().st_mtime)
-    table = Table("task", "run", "stages", "current release")
+    shown = table("task", "run", "stages", "current release")
+    shown.columns[-1].no_wrap = True  # to be copied into `rollback`
     for file in folders:
         about, run = read_json(file), file.parent
         name = about["settings"]["name"]
@@ -207,8 +207,8 @@ def status() -> None:
         told = _tuning if about.get("folder", "") is None else _progress
         current = home.releases(name) / "current"
         version = current.read_text(encoding="utf-8").strip() if current.is_file() else "none"
-        table.add_row(name, run.name, told(pipeline.status(run), at_work), version)
-    out.print(table if folders else f"no runs below {home.root}; start with: homestill init my-task")
+        shown.add_row(name, run.name, told(pipeline.status(run), at_work), version)
+    out.print(shown if folders else f"no runs below {home.root}; start with: homestill init my-task")
 
 
 def _progress(states: dict[str, str], at_work: str) -> str:
@@ -282,10 +282,10 @@ def doctor(
         with _opened(folder) as here:
             findings += examine_task(here)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
-    table = Table("", "state", "")
+    shown = table("", "state", "")
     for finding in findings:
-        table.add_row(finding.name, marks[finding.state], escape(finding.text))
-    out.print(table)
+        shown.add_row(finding.name, marks[finding.state], escape(finding.text))
+    out.print(shown)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from trainer.runs import Home
+from trainer.terminal import console
 
-out = Console()
+out = console()
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the backup.")]
 
 

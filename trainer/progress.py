@@ -63,6 +63,7 @@ def _lines(console: Console, name: str, total: int, done: int) -> Iterator[Advan
         console.print(
             f"{name}: {count}/{total}, {now - started:.0f} s so far, about {left:.0f} s left{f', {note}' if note else ''}",
             highlight=False,
+            soft_wrap=True,
         )
 
     yield advance

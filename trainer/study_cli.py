@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from trainer import pipeline, task
 from trainer.errors import TaskError
 from trainer.runs import Home, locked
+from trainer.terminal import console
 from trainer.traces import Store
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 
 LOCAL = "local answers cost nothing; a metric that asks a model pays for it, within teacher.budget_usd"
 ONE_PREDICTOR = "student.predictor is set, and studies ask one model for the whole program; study it without"

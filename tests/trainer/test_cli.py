@@ -109,6 +109,15 @@ def test_status_says_how_far_a_run_is(tmp_path: Path, records: dict[str, bool], 
     assert said in homestill("status").stdout
 
 
+def test_status_names_a_release_so_that_it_can_be_copied(tmp_path: Path) -> None:
+    run_of(tmp_path, "0123456789ab", dict.fromkeys(ORDER, True), task="a-task-with-a-longer-name")
+    release = tmp_path / "home" / "releases" / "a-task-with-a-longer-name"
+    release.mkdir(parents=True)
+    (release / "current").write_text("20260101T000000Z-9da667ab", encoding="utf-8")
+    said = homestill("status", COLUMNS="80").stdout
+    assert "20260101T000000Z-9da667ab" in said and "0123456789ab" in said
+
+
 def run_of(
     root: Path, name: str, records: dict[str, bool], *, task: str = "words", folder: str | None = "/words"
 ) -> Path:

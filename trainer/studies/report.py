@@ -15,6 +15,7 @@ from markupsafe import Markup
 from trainer.runs import read_json, write_json, write_text
 from trainer.statistics.scores import Interval
 from trainer.studies.study import SMALL_BYTES, Study
+from trainer.terminal import table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -139,16 +140,13 @@ def render(study: Study, outcome: Outcome, about: Mapping[str, str]) -> str:
 def terminal(outcome: Outcome) -> list[RichTable]:
     """The tables as the terminal shows them."""
     from rich.markup import escape
-    from rich.table import Table as RichTable
 
     shown = []
-    for title, table in {outcome.title: outcome.table, **outcome.more}.items():
-        made = RichTable(title=escape(title))
-        for index, column in enumerate(table.columns):
-            made.add_column(escape(column), justify="right" if index else "left")
-        for row in table.rows:
+    for title, found in {outcome.title: outcome.table, **outcome.more}.items():
+        made = table(*map(escape, found.columns), title=escape(title), figures=True)
+        for row in found.rows:
             made.add_row(
-                *(escape(cell) for cell in row), style="bold" if row[0] == table.marked and row[0] else None
+                *(escape(cell) for cell in row), style="bold" if row[0] == found.marked and row[0] else None
             )
         shown.append(made)
     return shown
