@@ -47,6 +47,9 @@ def tokenize(
 ) -> Rows:
     """Tokenize the conversations and hold some examples back, all rows of an example on the same side.
 
+    An example with many rows, such as a question that a program asks again and again, is trained on: held
+    back, it would take what only its rows can teach.
+
     Raises:
         TrainError: fewer than two examples fit into `max_length`.
     """
@@ -66,12 +69,30 @@ def tokenize(
             f"{settings.max_length} tokens; at least 2 are needed: raise it to {longest}"
         )
     order = _shuffled(fitting, seed)
-    held = max(1, round(len(order) * settings.eval_share))
+    held = _held([len(fitting[example]) for example in order], settings.eval_share)
     return Rows(
-        train=[row for example in order[held:] for row in fitting[example]],
-        evaluate=[row for example in order[:held] for row in fitting[example]],
+        train=[row for at, example in enumerate(order) if at not in held for row in fitting[example]],
+        evaluate=[row for at, example in enumerate(order) if at in held for row in fitting[example]],
         too_long=too_long,
     )
+
+
+def _held(sizes: Sequence[int], share: float) -> set[int]:
+    """Which examples are held back: a share of them, the first ones that have no unusual number of rows.
+
+    Args:
+        sizes: rows of each example, in the order of choice.
+        share: of the examples, and about that of the rows; one example at least.
+    """
+    mean = sum(sizes) / len(sizes)
+    wanted = max(1, round(len(sizes) * share))
+    room = wanted * math.ceil(mean)
+    held: set[int] = set()
+    for at, size in enumerate(sizes):
+        if len(held) < wanted and size <= min(room, 2 * mean):
+            held.add(at)
+            room -= size
+    return held
 
 
 def with_replay(

@@ -39,6 +39,43 @@ def mixed(folder: Path, share: float, count: int = 40, **settings: Any) -> rows.
     return rows.with_replay(own, folder / "general.jsonl", tokenizer, template, settings=recipe, seed=3)
 
 
+def held(sizes: list[int], seed: int) -> tuple[set[int], int]:
+    """Which examples of so many rows are held back, and how many rows."""
+    tokenizer = tiny_tokenizer()
+    made = [
+        {
+            "example": f"e{at}",
+            "messages": [{"role": "user", "content": f"question {at}"}],
+            "completion": f"answer {row}",
+        }
+        for at, size in enumerate(sizes)
+        for row in range(size)
+    ]
+    found = rows.tokenize(made, tokenizer, Template.freeze(tokenizer), TrainSettings(), seed)
+    texts = [tokenizer.decode(row["input_ids"]) for row in found.evaluate]
+    assert len(found.train) == sum(sizes) - len(texts)
+    return {at for at in range(len(sizes)) if any(f"question {at}<" in text for text in texts)}, len(texts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("sizes", "most"),
+    [([9] + [1] * 9, 1), ([100, 1], 1), ([100, 1, 1], 1), ([10] * 6 + [1] * 60, 7), ([100, 100, 1], 1)],
+)
+def test_an_example_with_many_rows_is_trained_on(sizes: list[int], most: int, seed: int) -> None:
+    """A second predictor that is asked the same again and again would never have been trained."""
+    examples, count = held(sizes, seed)
+    assert 1 <= count <= most
+    assert all(sizes[at] == 1 for at in examples)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [([1] * 40, 4), ([2] * 25, 2), ([3] * 4, 1), ([2] * 4 + [1], 1)]
+)
+def test_of_examples_of_like_size_the_share_is_held_back(sizes: list[int], expected: int) -> None:
+    assert len(held(sizes, 3)[0]) == expected
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.2, 9), (0.5, 36), (0.01, 0)])
 def test_the_share_is_that_of_all_rows(tmp_path: Path, share: float, expected: int) -> None:
     found = mixed(tmp_path, share)
