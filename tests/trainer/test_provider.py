@@ -54,6 +54,21 @@ def test_rows_that_ask_the_same_are_one_example() -> None:
     assert len({row["example"] for row in rows}) == 6
 
 
+def test_rows_of_a_conversation_differ_in_what_was_said_before() -> None:
+    def go_on(topic: str, system: str = "Talk.") -> dict[str, Any]:
+        said = [
+            ("system", system),
+            ("user", topic),
+            ("assistant", "Yes."),
+            ("user", "Go on."),
+            ("assistant", "So."),
+        ]
+        return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+    rows = conversations([go_on("cats"), go_on("dogs"), go_on("dogs", "Chat.")], "chat")
+    assert len({row["example"] for row in rows}) == 2
+
+
 def test_every_faulty_row_is_named_at_once() -> None:
     bad: list[dict[str, Any]] = [
         {},

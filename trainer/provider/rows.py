@@ -47,8 +47,8 @@ def conversations(train_data: Sequence[Mapping[str, Any]], data_format: Any) -> 
     """DSPy's rows (`{"messages": [...]}`, the last one the answer) as lines of curate/train.jsonl.
 
     They are sorted by content: DSPy shuffles them, and the same rows must find the same run again. Rows
-    that ask the same (their last question is equal) count as one example and stay on one side of the
-    split for the evaluation loss.
+    that ask the same (their prompts are equal, the system message apart) count as one example and stay on
+    one side of the split for the evaluation loss.
 
     Raises:
         TrainError: another format, fewer than two rows, or rows that are no conversations; all at once.
@@ -73,8 +73,9 @@ def conversations(train_data: Sequence[Mapping[str, Any]], data_format: Any) -> 
 def _conversation(messages: Sequence[Mapping[str, str]]) -> Row:
     told = [{"role": one["role"], "content": one["content"].strip()} for one in messages]
     *prompt, answer = told
+    asked = [one["content"] for one in prompt if one["role"] != "system"] or [prompt[-1]["content"]]
     return {
-        "example": sha256_json(prompt[-1]["content"])[:16],
+        "example": sha256_json("\0".join(asked))[:16],
         "predictor": "",  # DSPy's rows do not say
         "messages": prompt,
         "completion": answer["content"],
