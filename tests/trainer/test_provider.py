@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,18 +279,45 @@ def test_a_copy_of_a_program_shares_the_box(provider: OllamaProvider, registered
 
 
 @pytest.mark.parametrize(
-    ("environment", "prefix"),
+    ("environment", "kind"),
     [
-        ({"HOMESTILL_LOCAL": "embedded"}, "openai"),
-        ({}, "openai"),
-        ({"OLLAMA_HOST": "box:1234"}, "ollama_chat"),
+        ({"HOMESTILL_LOCAL": "embedded"}, "embedded"),
+        ({}, "embedded"),
+        ({"OLLAMA_HOST": "box:1234"}, "ollama"),
     ],
 )
-def test_the_runtime_is_the_environments(environment: dict[str, str], prefix: str, tmp_path: Path) -> None:
+def test_the_runtime_is_the_environments(environment: dict[str, str], kind: str, tmp_path: Path) -> None:
     with OllamaProvider("b", home=tmp_path, environment=environment) as provider:
-        assert provider.models.prefix == prefix
-        if prefix == "ollama_chat":
+        assert provider.models.runtime.kind == kind
+        if kind == "ollama":
             assert provider.models.api_base == "http://box:1234/v1"
+
+
+@pytest.mark.parametrize("engine", ["auto", "litellm"])
+def test_a_saved_program_that_was_given_no_model_again_asks_no_cloud(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DSPy saves no api_base: what is asked then follows from the model's name alone."""
+    with OllamaProvider("b", home=tmp_path, runtime="embedded", environment={}) as provider:
+        program = dspy.Predict("text -> label")
+        program.set_lm(provider.lm("student:0123456789ab", cache=False, num_retries=0, engine=engine))
+        program.save(tmp_path / "program.json")
+    loaded, asked, look_up = dspy.Predict("text -> label"), [], socket.getaddrinfo
+    loaded.load(tmp_path / "program.json")
+
+    def recorded(host: Any, *args: Any, **options: Any) -> Any:
+        asked.append(host)
+        return look_up(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", recorded)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")
+    with pytest.raises(dspy.utils.exceptions.LMError):
+        loaded(text="private")
+    assert set(asked) == {"localhost"}
+    with OllamaProvider("b", home=tmp_path, runtime="embedded", environment={}) as provider:
+        for predictor in loaded.predictors():  # as docs/dspy.md says
+            predictor.lm = provider.lm(predictor.lm.model)
+        assert loaded.lm.kwargs["api_base"] == provider.models.api_base
 
 
 def test_a_server_of_somebody_else_cannot_be_registered_with(tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ def test_a_question_loads_its_model_and_finds_it_at_the_one_address(gateway: Gat
 
 
 def test_dspy_reaches_it(gateway: Gateway) -> None:
-    lm = dspy.LM("openai/one", api_base=gateway.api_base, api_key="local", cache=False)
+    lm = dspy.LM("ollama_chat/one", api_base=gateway.api_base, cache=False)
     assert lm("Who?") == ["I am one"]
-    assert lm.copy(model="openai/two")("Who?") == ["I am two"]
+    assert lm.copy(model="ollama_chat/two")("Who?") == ["I am two"]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,6 @@ KeepAlive = str | float
 class Models(Protocol):
     """The models that a provider trains and asks."""
 
-    prefix: str
-    """What stands before a model's name in DSPy."""
     runtime: Runtime
 
     @property
@@ -49,8 +47,6 @@ class OllamaModels:
         host: as in OLLAMA_HOST.
         transport: carries the HTTP requests; tests give their own.
     """
-
-    prefix = "ollama_chat"
 
     def __init__(self, host: str, transport: httpx.BaseTransport | None = None) -> None:
         self._ollama = Ollama(host, transport=transport)
@@ -82,8 +78,6 @@ class EmbeddedModels:
     Args:
         find: the registration of a model's name.
     """
-
-    prefix = "openai"
 
     def __init__(self, find: Find) -> None:
         self._find = find

@@ -21,7 +21,10 @@ from trainer.provider.tuning import Workshop, student_settings
 from trainer.runs import Home
 from trainer.runtimes.choice import OLLAMA_HOST, choice
 
-PREFIXES = ("ollama_chat/", "ollama/", "openai/")
+PREFIX = "ollama_chat/"
+"""What stands before a model's name in DSPy, on both runtimes: DSPy saves no `api_base`, and a name that begins so
+asks this machine without one, and with no key. `openai/` would ask OpenAI with the user's."""
+PREFIXES = (PREFIX, "ollama/", "openai/")
 log = logging.getLogger("homestill.provider")
 
 
@@ -132,7 +135,7 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         if model is None:
             with self._turn:
                 model = self._workshop.base(self._settings, self.models).name
-        lm = dspy.LM(f"{self.models.prefix}/{_bare(model)}", provider=self, **options)
+        lm = dspy.LM(f"{PREFIX}{_bare(model)}", provider=self, **options)
         self.reach(lm)
         return lm
 
@@ -140,8 +143,6 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         """Tell a model where it answers; greedy and as long as trained, where it does not say otherwise."""
         kwargs = lm.kwargs
         kwargs["api_base"] = self.models.api_base
-        if self.models.prefix == "openai":
-            kwargs.setdefault("api_key", "local")
         if kwargs.get("temperature") is None:
             kwargs["temperature"] = 0.0  # Ollama's /v1 samples at 1.0 where it is missing
         if kwargs.get("max_tokens") is None:
@@ -193,7 +194,7 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         student = student_settings(self.weights(model), self._student, train_kwargs or {})
         with self._turn:
             made = self._workshop.tune(rows, student, self.models)
-        return f"{self.models.prefix}/{made.name}"
+        return f"{PREFIX}{made.name}"
 
     def weights(self, model: str) -> str:
         """What is fine-tuned where DSPy names a model: its own weights where it was tuned here, else the base.
