@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +14,13 @@ from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from tests.contract import files
 from tests.contract.ollama_double import OllamaDouble
-from tests.tiny import tiny_base
 from tests.trainer.runtimes.test_ollama import model_of
 from trainer.errors import ExportError, RuntimeUnavailable, TrainError
-from trainer.export import SCRIPT
 from trainer.provider import OllamaProvider, at_least
 from trainer.provider.models import OllamaModels
 from trainer.provider.rows import conversations
-from trainer.provider.tuning import Workshop, student_settings
-from trainer.runs import Home, read_json
+from trainer.provider.tuning import student_settings
 from trainer.runtimes.choice import choice
-from trainer.runtimes.local import Registration, record
 
 
 def chat(question: str, answer: str = "[[ ## label ## ]]\nodd") -> dict[str, Any]:
@@ -362,64 +357,6 @@ def test_bootstrap_finetune_raises_too(provider: OllamaProvider) -> None:
     optimizer = dspy.BootstrapFinetune(metric=lambda *_: False, num_threads=1)
     with pytest.raises(TrainError, match="0 rows are left to learn from"):
         optimizer.compile(student, trainset=examples, teacher=teacher)
-
-
-# the workshop
-
-
-def test_models_are_found_by_name_while_their_files_are_there(tmp_path: Path) -> None:
-    workshop = Workshop("student", Home(tmp_path), {})
-    gguf = tmp_path / "runs" / "student" / "r1" / "export" / "model.gguf"
-    gguf.parent.mkdir(parents=True)
-    gguf.write_bytes(b"x")
-    made = Registration("embedded", "student:1", "a" * 64, 512, gguf=str(gguf))
-    record(gguf.parents[1], {"model": made})
-    assert workshop.find("student:1") == made
-    assert workshop.find("student:2") is None
-    assert workshop.weights("student:1") is None
-    weights = tmp_path / "runs" / "student" / "r1" / "train" / "model"
-    weights.mkdir(parents=True)
-    assert workshop.weights("student:1") == weights
-    gguf.unlink()
-    assert workshop.find("student:1") is None
-
-
-def test_a_home_that_the_workshop_makes_is_its_owners_alone(tmp_path: Path) -> None:
-    run = Workshop("student", Home(tmp_path / "home"), {}).run("r1", student_settings("some/base"))
-    run.store.close()
-    assert run.home.root.stat().st_mode & 0o077 == 0
-
-
-def test_a_tuned_model_is_tuned_further_from_its_own_weights(tmp_path: Path) -> None:
-    made = Registration("embedded", "student:1", "a" * 64, 512, gguf="x")
-    record(tmp_path / "runs" / "student" / "r1", {"model": made})
-    weights = tmp_path / "runs" / "student" / "r1" / "train" / "model"
-    weights.mkdir(parents=True)
-    with OllamaProvider("hub/base", home=tmp_path, runtime="embedded", environment={}) as provider:
-        assert provider.weights("openai/student:1") == str(weights)
-        assert provider.weights("ollama_chat/llama3.2") == "hub/base"
-        assert provider.weights("hub/other") == "hub/other"  # an LM's finetuning_model
-
-
-@pytest.mark.slow
-def test_what_was_trained_is_kept_when_a_later_stage_failed(tmp_path: Path) -> None:
-    broken = tmp_path / "llama.cpp"
-    broken.mkdir()
-    (broken / SCRIPT).write_text("raise SystemExit('no converter')")
-    options: dict[str, Any] = {"home": tmp_path / "home", "runtime": "embedded"}
-    options |= {"student": {"epochs": 1, "quantize": "f16", "context": 256}}
-    base = tiny_base(tmp_path / "base")
-    environment = {**os.environ, "HOMESTILL_LLAMA_CPP": str(broken)}
-    with OllamaProvider(base, environment=environment, **options) as provider:
-        failed = dspy.LM("openai/x", provider=provider).finetune(ROWS, "chat")
-        with pytest.raises(ExportError, match="ended with code"):
-            failed.result()
-        failed.thread.join()
-    (record,) = (tmp_path / "home" / "runs" / "student").glob("*/train/stage.json")
-    trained = read_json(record)
-    with OllamaProvider(base, **options) as provider:
-        assert dspy.LM("openai/x", provider=provider).finetune(ROWS, "chat").result().model
-    assert read_json(record) == trained
 
 
 @pytest.mark.parametrize(("runtime", "asked"), [("embedded", "embedded"), ("127.0.0.1:9", "ollama")])

@@ -7,14 +7,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from trainer import child, pipeline
+from trainer import child, pipeline, prepare
 from trainer import export as exporting
 from trainer import register as registering
 from trainer.errors import RegisterError, TrainError
@@ -99,7 +99,7 @@ class Workshop:
         """
         exporting.converter(self.environment)  # now rather than after the training
         models.check()
-        run = self.run(sha256_json([rows, student.model_dump(mode="json"), self.seed])[:12], student)
+        run = self.run(student, partial(_tuned_folder, rows))
         curated = run.stage("curate") / "train.jsonl"
         if not curated.exists():
             write_jsonl(curated, list(rows))
@@ -116,8 +116,7 @@ class Workshop:
             HomestillError: as export and register do.
         """
         models.check()
-        identity = [student.base, student.quantize, student.context, student.max_tokens]
-        run = self.run(f"base-{sha256_json(identity)[:12]}", student)
+        run = self.run(student, _base_folder)
         export = pipeline.Stage("export", _base_inputs, _export_base)
         return _made(run, [export, _register(models.runtime, partial(_base, run))], models)
 
@@ -131,8 +130,12 @@ class Workshop:
         folders = (folder / "train" / "model" for one, folder in self._records() if one.name == name)
         return next((folder for folder in folders if folder.is_dir()), None)
 
-    def run(self, folder: str, student: StudentSettings) -> Run:
-        """A run in a folder of that name; the task's own files are not there, and no stage used here asks for them."""
+    def run(self, student: StudentSettings, folder: Callable[[Run], str]) -> Run:
+        """A run in a folder of the given name; the task's own files are not there, and no stage used here asks for them.
+
+        Args:
+            folder: its name, from a run that has none yet.
+        """
         settings = TaskSettings(
             name=self.name,
             program="rows.py:none",
@@ -143,10 +146,12 @@ class Workshop:
             seed=self.seed,
         )
         self.home.create()
-        place = self.home.runs(self.name) / folder
+        runs = self.home.runs(self.name)
+        bare = Run(Task(runs, settings), self.home, Store.open("sqlite://"), runs, self.environment)
+        place = runs / folder(bare)
         place.mkdir(parents=True, exist_ok=True)
         write_json(place / "task.json", {"folder": None, "settings": settings.model_dump(mode="json")})
-        return Run(Task(place, settings), self.home, Store.open("sqlite://"), place, self.environment)
+        return replace(bare, task=Task(place, settings), folder=place)
 
     def _records(self) -> Iterator[tuple[Registration, Path]]:
         for file in sorted(self.home.runs(self.name).glob(f"*/{RECORD}")):
@@ -154,15 +159,43 @@ class Workshop:
             yield from ((one, folder) for one in recorded(folder).values())
 
 
+def _tuned_folder(rows: Sequence[Row], run: Run) -> str:
+    """A run's folder is named by the content that decides its outcome, wherever that lies: another base at the
+    same path is another run."""
+    settings = run.task.settings
+    content = [bases.sha256(bases.resolve(run))]
+    if settings.student.train.replay:
+        content.append(sha256_file(prepare.replay_file(run)))
+    recipe = settings.student.model_dump(
+        mode="json", exclude={"base": True, "train": {"replay": {"data"}, "processes": True}}
+    )
+    return sha256_json([rows, content, recipe, settings.seed])[:12]
+
+
+def _base_folder(run: Run) -> str:
+    student = run.task.settings.student
+    content = bases.sha256(bases.resolve(run))
+    return f"base-{sha256_json([content, student.quantize, student.context, student.max_tokens])[:12]}"
+
+
 def _made(run: Run, stages: Sequence[pipeline.Stage], models: Models) -> Registration:
     """Run the stages; once more from export on where what they once made has been removed since."""
-    pipeline.execute(run, stages)
+    _execute(run, stages)
     made = recorded(run.folder)["model"]
     if not models.has(made.name):
         for name in ("export", "register"):
             (run.folder / name / "stage.json").unlink()
-        pipeline.execute(run, stages)
+        _execute(run, stages)
     return made
+
+
+def _execute(run: Run, stages: Sequence[pipeline.Stage]) -> None:
+    """The stages that are not done, and register, which looks at the runtime.
+
+    What is done stays, whatever has been upgraded since: the model may be in use, and this is its only copy.
+    """
+    states = pipeline.status(run.folder)
+    pipeline.execute(run, [one for one in stages if one.name == "register" or states[one.name] != "done"])
 
 
 def _register(local: Runtime, model: Callable[[], LocalModel]) -> pipeline.Stage:

@@ -1,0 +1,120 @@
+"""What the provider's workshop makes: runs that are found again, models that are kept, and weights to tune further."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from tests.tiny import tiny_base
+from tests.trainer.test_provider import ROWS
+from trainer.errors import ExportError
+from trainer.export import SCRIPT
+from trainer.pipeline import Stage
+from trainer.provider import OllamaProvider
+from trainer.provider.tuning import Workshop, _execute, _tuned_folder, student_settings
+from trainer.runs import Home, Run, read_json
+from trainer.runtimes.local import Registration, record
+from trainer.settings import StudentSettings
+
+
+def test_models_are_found_by_name_while_their_files_are_there(tmp_path: Path) -> None:
+    workshop = Workshop("student", Home(tmp_path), {})
+    gguf = tmp_path / "runs" / "student" / "r1" / "export" / "model.gguf"
+    gguf.parent.mkdir(parents=True)
+    gguf.write_bytes(b"x")
+    made = Registration("embedded", "student:1", "a" * 64, 512, gguf=str(gguf))
+    record(gguf.parents[1], {"model": made})
+    assert workshop.find("student:1") == made
+    assert workshop.find("student:2") is None
+    assert workshop.weights("student:1") is None
+    weights = tmp_path / "runs" / "student" / "r1" / "train" / "model"
+    weights.mkdir(parents=True)
+    assert workshop.weights("student:1") == weights
+    gguf.unlink()
+    assert workshop.find("student:1") is None
+
+
+def test_a_home_that_the_workshop_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    run = Workshop("student", Home(tmp_path / "home"), {}).run(student_settings("some/base"), lambda _: "r1")
+    run.store.close()
+    assert run.home.root.stat().st_mode & 0o077 == 0
+
+
+def test_a_tuned_model_is_tuned_further_from_its_own_weights(tmp_path: Path) -> None:
+    made = Registration("embedded", "student:1", "a" * 64, 512, gguf="x")
+    record(tmp_path / "runs" / "student" / "r1", {"model": made})
+    weights = tmp_path / "runs" / "student" / "r1" / "train" / "model"
+    weights.mkdir(parents=True)
+    with OllamaProvider("hub/base", home=tmp_path, runtime="embedded", environment={}) as provider:
+        assert provider.weights("openai/student:1") == str(weights)
+        assert provider.weights("ollama_chat/llama3.2") == "hub/base"
+        assert provider.weights("hub/other") == "hub/other"  # an LM's finetuning_model
+
+
+def folder_of(home: Path, student: StudentSettings, rows: list[Any]) -> str:
+    run = Workshop("student", Home(home), {}).run(student, partial(_tuned_folder, rows))
+    run.store.close()
+    return run.name
+
+
+def test_a_run_is_found_by_content_wherever_it_lies(tmp_path: Path) -> None:
+    base, general = tiny_base(tmp_path / "base"), tmp_path / "general.jsonl"
+    general.write_text("one")
+    replay = {"replay": {"data": str(general)}}
+    before = folder_of(tmp_path, student_settings(str(base), replay), ROWS)
+    shutil.copytree(base, tmp_path / "moved")
+    assert folder_of(tmp_path, student_settings(str(tmp_path / "moved"), replay), ROWS) == before
+    assert folder_of(tmp_path, student_settings(str(base), replay, {"epochs": 9}), ROWS) != before
+    general.write_text("two")
+    assert folder_of(tmp_path, student_settings(str(base), replay), ROWS) != before
+    general.write_text("one")
+    (base / "model.safetensors").write_bytes(b"renewed")
+    assert folder_of(tmp_path, student_settings(str(base), replay), ROWS) != before
+
+
+def test_a_finished_stage_is_kept_when_a_package_was_upgraded(tmp_path: Path) -> None:
+    run = Workshop("student", Home(tmp_path), {}).run(student_settings("b"), lambda _: "r1")
+    acted: list[str] = []
+
+    def stage(name: str, version: str) -> Stage:
+        def act(run: Run) -> None:
+            acted.append(name)
+
+        return Stage(name, lambda _: {"version": version}, act)
+
+    def stages(version: str) -> list[Stage]:
+        return [stage(name, version) for name in ("train", "export", "register")]
+
+    _execute(run, stages("1"))
+    (run.folder / "train" / "model").mkdir()
+    _execute(run, stages("2"))
+    run.store.close()
+    assert acted == ["train", "export", "register", "register"]
+    assert (run.folder / "train" / "model").is_dir()
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_kept_when_a_later_stage_failed(tmp_path: Path) -> None:
+    broken = tmp_path / "llama.cpp"
+    broken.mkdir()
+    (broken / SCRIPT).write_text("raise SystemExit('no converter')")
+    options: dict[str, Any] = {"home": tmp_path / "home", "runtime": "embedded"}
+    options |= {"student": {"epochs": 1, "quantize": "f16", "context": 256}}
+    base = tiny_base(tmp_path / "base")
+    environment = {**os.environ, "HOMESTILL_LLAMA_CPP": str(broken)}
+    with OllamaProvider(base, environment=environment, **options) as provider:
+        failed = dspy.LM("openai/x", provider=provider).finetune(ROWS, "chat")
+        with pytest.raises(ExportError, match="ended with code"):
+            failed.result()
+        failed.thread.join()
+    (record,) = (tmp_path / "home" / "runs" / "student").glob("*/train/stage.json")
+    trained = read_json(record)
+    with OllamaProvider(base, **options) as provider:
+        assert dspy.LM("openai/x", provider=provider).finetune(ROWS, "chat").result().model
+    assert read_json(record) == trained
