@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny import tiny_base
 from tests.trainer.test_provider import ROWS
-from trainer.errors import ExportError
+from trainer.errors import ExportError, TrainError
 from trainer.export import SCRIPT
 from trainer.pipeline import Stage
 from trainer.provider import OllamaProvider
@@ -55,6 +55,30 @@ def test_a_tuned_model_is_tuned_further_from_its_own_weights(tmp_path: Path) -> 
         assert provider.weights("openai/student:1") == str(weights)
         assert provider.weights("ollama_chat/llama3.2") == "hub/base"
         assert provider.weights("hub/other") == "hub/other"  # an LM's finetuning_model
+
+
+def test_a_tuned_model_whose_weights_are_gone_is_not_taken_for_the_base(tmp_path: Path) -> None:
+    with OllamaProvider("hub/base", home=tmp_path, runtime="embedded", environment={}) as provider:
+        with pytest.raises(TrainError, match=r"student:0123456789ab has no weights in .*tune the base again"):
+            provider.weights("openai/student:0123456789ab")
+        assert provider.weights("ollama_chat/student:base-0123456789ab") == "hub/base"
+        assert provider.weights("ollama_chat/other:0123456789ab") == "hub/base"
+
+
+def test_a_tuned_lm_answers_as_long_as_it_was_made_to_and_is_tuned_further_itself(tmp_path: Path) -> None:
+    workshop = Workshop("student", Home(tmp_path), {})
+    run = workshop.run(student_settings("b", {"max_tokens": 300}), lambda _: "r1")
+    run.store.close()
+    record(run.folder, {"model": Registration("embedded", "student:1", "a" * 64, 512, gguf="x")})
+    with OllamaProvider("b", home=tmp_path, runtime="embedded", environment={}) as provider:
+        assert provider.lm("student:1").kwargs["max_tokens"] == 300
+        assert provider.lm("student:2").kwargs["max_tokens"] == 512
+        for wanted, expected in (({"max_tokens": 300}, 300), ({}, 512)):
+            job = provider.TrainingJob(train_kwargs=wanted)
+            lm = provider.lm("student:2", finetuning_model="hub/other")
+            job.set_result(lm.copy(model="ollama_chat/student:1"))
+            assert job.result().kwargs["max_tokens"] == expected
+            assert job.result().finetuning_model is None
 
 
 def folder_of(home: Path, student: StudentSettings, rows: list[Any]) -> str:

@@ -14,7 +14,7 @@ import dspy
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainingStatus
 
-from trainer.errors import RuntimeUnavailable
+from trainer.errors import RuntimeUnavailable, TrainError
 from trainer.provider.models import EmbeddedModels, KeepAlive, Models, OllamaModels
 from trainer.provider.rows import conversations
 from trainer.provider.tuning import Workshop, student_settings
@@ -45,6 +45,9 @@ class TuningJob(TrainingJob):  # type: ignore[misc]
         if isinstance(result, BaseException):
             self.set_exception(result)
             return
+        result.finetuning_model = None  # from here on its own weights are tuned
+        if (self.train_kwargs or {}).get("max_tokens") is not None:
+            result.kwargs["max_tokens"] = None  # of the model that it is a copy of
         self._provider.reach(result)
         super().set_result(result)
 
@@ -140,13 +143,14 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         return lm
 
     def reach(self, lm: dspy.LM) -> None:
-        """Tell a model where it answers; greedy and as long as trained, where it does not say otherwise."""
+        """Tell a model where it answers; greedy and as long as it was made to, where it does not say otherwise."""
         kwargs = lm.kwargs
         kwargs["api_base"] = self.models.api_base
         if kwargs.get("temperature") is None:
             kwargs["temperature"] = 0.0  # Ollama's /v1 samples at 1.0 where it is missing
         if kwargs.get("max_tokens") is None:
-            kwargs["max_tokens"] = self._settings.max_tokens
+            made = self._workshop.max_tokens(_bare(lm.model))
+            kwargs["max_tokens"] = self._settings.max_tokens if made is None else made
 
     def launch(self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None) -> None:
         """Load the model now rather than with its first question.
@@ -200,10 +204,18 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         """What is fine-tuned where DSPy names a model: its own weights where it was tuned here, else the base.
 
         A name without the prefix of a served model is an LM's `finetuning_model` and wins over the base.
+
+        Raises:
+            TrainError: the name is one of a model that was tuned here, and its weights are not there.
         """
         bare = _bare(model)
         if tuned := self._workshop.weights(bare):
             return str(tuned)
+        if bare != model and self._workshop.names(bare):
+            raise TrainError(
+                f"{bare} has no weights in {self._workshop.home.root}, where it would be tuned further from; "
+                "give the home where it was tuned, or tune the base again (OllamaProvider.lm())"
+            )
         return self._base if bare != model else _located(model)
 
 

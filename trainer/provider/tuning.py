@@ -130,6 +130,16 @@ class Workshop:
         folders = (folder / "train" / "model" for one, folder in self._records() if one.name == name)
         return next((folder for folder in folders if folder.is_dir()), None)
 
+    def names(self, name: str) -> bool:
+        """Whether the name is one of those that are given to tuned models here."""
+        return bool(re.fullmatch(f"{self.name}:[0-9a-f]{{12}}", name))
+
+    def max_tokens(self, name: str) -> int | None:
+        """How long the answers of a model were meant to be that was made here."""
+        folders = (folder for one, folder in self._records() if one.name == name)
+        found = next(folders, None)
+        return int(read_json(found / "task.json")["settings"]["student"]["max_tokens"]) if found else None
+
     def run(self, student: StudentSettings, folder: Callable[[Run], str]) -> Run:
         """A run in a folder of the given name; the task's own files are not there, and no stage used here asks for them.
 
