@@ -15,7 +15,7 @@ from serve.runtime.embedded import Embedded, Endpoint
 from trainer.errors import RegisterError, RuntimeUnavailable
 from trainer.runs import Run
 from trainer.runtimes.local import (
-    UNPOOLED,
+    PLAIN,
     Chat,
     Kind,
     LocalModel,
@@ -134,7 +134,7 @@ class EmbeddedRuntime:
         self, launch: Launch = launch, transport: httpx.BaseTransport | None = None, chat: Chat | None = None
     ) -> None:
         self._launch = launch
-        self._http = httpx.Client(transport=transport, timeout=60.0, limits=UNPOOLED)
+        self._http = httpx.Client(transport=transport, timeout=60.0, **PLAIN)
         self._chat = chat or Chat(transport)
 
     def register(self, model: LocalModel) -> Registration:
@@ -198,7 +198,7 @@ class ServerRuntime:
         self, url: str, transport: httpx.BaseTransport | None = None, chat: Chat | None = None
     ) -> None:
         self.base_url = f"{url.rstrip('/').removesuffix('/v1')}/v1"
-        self._http = httpx.Client(transport=transport, timeout=30.0, limits=UNPOOLED)
+        self._http = httpx.Client(transport=transport, timeout=30.0, **PLAIN)
         self._chat = chat or Chat(transport)
 
     def register(self, model: LocalModel) -> Registration:

@@ -30,8 +30,12 @@ HELLO: Messages = [{"role": "system", "content": "Answer briefly."}, {"role": "u
 RECORD = "register/registration.json"
 """Below a run's folder: its registrations."""
 BUSY = frozenset({429, 503})
-UNPOOLED = httpx.Limits(max_keepalive_connections=0)
-"""A connection a request: none is left open that a restarted server has forgotten."""
+PLAIN: Mapping[str, Any] = {
+    "limits": httpx.Limits(max_keepalive_connections=0),
+    "mounts": {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0")},
+}
+"""Options of every client of a runtime: a connection a request, since one that is left open may be to a server that
+was restarted; and none to this machine through the proxy of HTTP_PROXY, which would read the prompts."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ class Chat:
         attempts: int = 5,
     ) -> None:
         limit = httpx.Timeout(timeout, connect=10.0)
-        self._http = httpx.Client(transport=transport, timeout=limit, limits=UNPOOLED)
+        self._http = httpx.Client(transport=transport, timeout=limit, **PLAIN)
         self._sleep = sleep
         self._attempts = attempts
 

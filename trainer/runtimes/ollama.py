@@ -23,7 +23,7 @@ from trainer.errors import RegisterError, RuntimeUnavailable
 from trainer.runtimes.local import (
     BUSY,
     HELLO,
-    UNPOOLED,
+    PLAIN,
     Chat,
     Kind,
     LocalModel,
@@ -103,8 +103,8 @@ class Ollama:
         self._patience = create_timeout
         self._attempts = attempts
         timeout = httpx.Timeout(create_timeout, connect=10.0)
-        self._http = httpx.Client(base_url=self.url, transport=transport, timeout=timeout, limits=UNPOOLED)
-        self._client = ollama.Client(self.url, transport=transport, timeout=timeout, limits=UNPOOLED)
+        self._http = httpx.Client(base_url=self.url, transport=transport, timeout=timeout, **PLAIN)
+        self._client = ollama.Client(self.url, transport=transport, timeout=timeout, **PLAIN)
         self._chat = Chat(transport, sleep, timeout=create_timeout, attempts=attempts)
 
     def version(self) -> str:

@@ -237,6 +237,16 @@ def test_a_file_that_is_no_model(ollama: Ollama, double: OllamaDouble, tmp_path:
     assert names(double) == []
 
 
+def test_this_machine_is_asked_without_a_proxy(
+    double: OllamaDouble, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody is
+    found = Ollama(double.url)
+    assert found.version()  # by httpx
+    assert found.register(model).name == model.name  # by ollama's client, and asked once
+
+
 def test_nobody_at_the_address(model: LocalModel) -> None:
     with pytest.raises(RuntimeUnavailable, match=r"check that it runs \(`ollama serve`\)"):
         Ollama("127.0.0.1:1", sleep=lambda _: None).register(model)
