@@ -71,8 +71,8 @@ class Gateway:
                 registration = self._find(name)
                 if registration is None:
                     raise RuntimeUnavailable(
-                        f"no model is called {name!r} here; take the name that finetune returned, "
-                        "or the base from OllamaProvider.lm()"
+                        f"no model is called {name!r} on the embedded runtime; take the name that finetune "
+                        'returned, the base from OllamaProvider.lm(), or runtime="ollama" for Ollama\'s models'
                     )
                 running = self._launch(registration)
                 self._loaded[name] = (running, running.__enter__())
