@@ -273,6 +273,21 @@ def test_a_copy_of_a_program_shares_the_box(provider: OllamaProvider, registered
     assert student.deepcopy().lm.kwargs["api_base"] == student.lm.kwargs["api_base"]
 
 
+def test_a_whole_program_can_be_saved(tmp_path: Path) -> None:
+    environment = {"OPENAI_API_KEY": "sk-of-the-user"}
+    options: dict[str, Any] = {"home": tmp_path / "home", "runtime": "embedded", "student": {"epochs": 7}}
+    with OllamaProvider("b", environment=environment, **options) as provider:
+        program = dspy.Predict("text -> label")
+        program.set_lm(provider.lm("student:1"))
+        program.save(tmp_path / "saved", save_program=True)
+        assert not any(b"sk-of" in file.read_bytes() for file in (tmp_path / "saved").iterdir())
+    loaded = dspy.load(tmp_path / "saved", allow_pickle=True)
+    with loaded.lm.provider as again:
+        assert (again._workshop.home.root, again._settings.train.epochs) == (tmp_path / "home", 7)
+        again.reach(loaded.lm)
+        assert loaded.lm.kwargs["api_base"] == again.models.api_base
+
+
 @pytest.mark.parametrize(
     ("environment", "kind"),
     [

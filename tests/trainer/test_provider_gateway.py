@@ -72,7 +72,12 @@ def test_dspy_reaches_it(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("path", "content", "status", "said"),
     [
-        ("/chat/completions", b'{"model": "three"}', 404, "no model is called 'three' on the embedded runtime"),
+        (
+            "/chat/completions",
+            b'{"model": "three"}',
+            404,
+            "no model is called 'three' on the embedded runtime",
+        ),
         ("/chat/completions", b"[]", 400, "names a model"),
         ("/chat/completions", b"{", 400, "names a model"),
         ("/embeddings", b"{}", 404, "is not served"),

@@ -98,6 +98,8 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        given: dict[str, Any] = {"student": student, "home": home, "seed": seed, "keep_alive": keep_alive}
+        self._again = partial(type(self), base, name=name, runtime=runtime, **given)
         self.finetunable = True
         self.TrainingJob = partial(TuningJob, provider=self)
         environment = dict(os.environ if environment is None else environment)
@@ -114,6 +116,10 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
     def __deepcopy__(self, memo: dict[int, Any]) -> OllamaProvider:
         """DSPy copies programs with their models; the box behind them is one."""
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A saved program holds what the box was made of; the environment, where keys may lie, is the reader's own."""
+        return self._again, ()
 
     def __enter__(self) -> OllamaProvider:
         return self
