@@ -114,6 +114,12 @@ def step(run: Run, stage: Stage) -> bool:
     return True
 
 
+def up_to_date(run: Run, stage: Stage) -> bool:
+    """Whether the stage was finished with the inputs that it has now."""
+    record = _record(run.folder / stage.name)
+    return bool(record.get("done")) and record.get("inputs") == sha256_json(stage.inputs(run))
+
+
 def require(run: Run, name: str) -> None:
     """Raise TaskError unless every stage before `name` is finished."""
     for earlier in ORDER[: ORDER.index(name)]:

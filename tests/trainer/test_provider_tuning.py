@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 
 from tests.tiny import tiny_base
 from tests.trainer.test_provider import ROWS
+from tests.trainer.training.support import wait_until
 from trainer.errors import ExportError, TrainError
 from trainer.export import SCRIPT
 from trainer.pipeline import Stage
 from trainer.provider import OllamaProvider
 from trainer.provider.tuning import Workshop, _execute, _tuned_folder, student_settings
-from trainer.runs import Home, Run, read_json
+from trainer.runs import Home, Run, locked, read_json
 from trainer.runtimes.local import Registration, record
 from trainer.settings import StudentSettings
 
@@ -121,6 +123,30 @@ def test_a_finished_stage_is_kept_when_a_package_was_upgraded(tmp_path: Path) ->
     run.store.close()
     assert acted == ["train", "export", "register", "register"]
     assert (run.folder / "train" / "model").is_dir()
+
+
+def test_what_is_made_already_is_had_while_another_is_being_made_and_the_rest_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workshop, acted = Workshop("student", Home(tmp_path), {}), []
+    made = workshop.run(student_settings("b"), lambda _: "r1")
+    new = workshop.run(student_settings("b"), lambda _: "r2")
+
+    def act(run: Run) -> None:
+        acted.append(run.name)
+
+    stages = [Stage(name, lambda run: {"run": run.name}, act) for name in ("train", "register")]
+    _execute(made, stages)
+    with locked(tmp_path / "runs" / "student", "student", "r3"):
+        _execute(made, stages)
+        waiting = threading.Thread(target=_execute, args=(new, stages))
+        waiting.start()
+        wait_until(lambda: "r2 waits for r3" in caplog.text)
+        assert acted == ["r1"] * 2
+    waiting.join(timeout=30)
+    assert acted == ["r1"] * 2 + ["r2"] * 2
+    for run in (made, new):
+        run.store.close()
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -111,7 +110,6 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         self._workshop = Workshop(name, place, environment, seed)
         self.models: Models = _models(runtime, environment, self._workshop)
         self._keep_alive = keep_alive
-        self._turn = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OllamaProvider:
         """DSPy copies programs with their models; the box behind them is one."""
@@ -142,8 +140,7 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
             HomestillError: as export and register do.
         """
         if model is None:
-            with self._turn:
-                model = self._workshop.base(self._settings, self.models).name
+            model = self._workshop.base(self._settings, self.models).name
         lm = dspy.LM(f"{PREFIX}{_bare(model)}", provider=self, **options)
         self.reach(lm)
         return lm
@@ -202,8 +199,7 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         """
         rows = conversations(train_data, train_data_format)
         student = student_settings(self.weights(model), self._student, train_kwargs or {})
-        with self._turn:
-            made = self._workshop.tune(rows, student, self.models)
+        made = self._workshop.tune(rows, student, self.models)
         return f"{PREFIX}{made.name}"
 
     def weights(self, model: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,12 +18,22 @@ from pydantic import ValidationError
 from trainer import child, pipeline, prepare
 from trainer import export as exporting
 from trainer import register as registering
-from trainer.errors import RegisterError, TrainError
+from trainer.errors import BusyError, RegisterError, TrainError
 from trainer.gguf_files import PACKAGES, Maker, cached_base
 from trainer.progress import progress
 from trainer.provider.models import Models
 from trainer.provider.rows import Row
-from trainer.runs import Home, Run, read_json, read_jsonl, sha256_file, sha256_json, write_json, write_jsonl
+from trainer.runs import (
+    Home,
+    Run,
+    holder,
+    read_json,
+    read_jsonl,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_jsonl,
+)
 from trainer.runtimes.local import RECORD, LocalModel, Registration, Runtime, record, recorded
 from trainer.runtimes.parity import Prompt, Tokens, Vocabulary, rendered_as_trained
 from trainer.settings import StudentSettings, TaskSettings, TrainSettings
@@ -36,6 +47,8 @@ PROVEN = 64
 TOKENIZED = 256
 NOT_HERE = {"base", "train", "predictor"}
 """Keys of `student` that a provider does not take: the weights and the rows are given to it."""
+WAIT_S = 0.5
+"""Between two looks whether another process has ended its turn."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 log = logging.getLogger("homestill.provider")
 
@@ -160,7 +173,8 @@ class Workshop:
         bare = Run(Task(runs, settings), self.home, Store.open("sqlite://"), runs, self.environment)
         place = runs / folder(bare)
         place.mkdir(parents=True, exist_ok=True)
-        write_json(place / "task.json", {"folder": None, "settings": settings.model_dump(mode="json")})
+        if not (place / "task.json").exists():
+            write_json(place / "task.json", {"folder": None, "settings": settings.model_dump(mode="json")})
         return replace(bare, task=Task(place, settings), folder=place)
 
     def _records(self) -> Iterator[tuple[Registration, Path]]:
@@ -200,12 +214,28 @@ def _made(run: Run, stages: Sequence[pipeline.Stage], models: Models) -> Registr
 
 
 def _execute(run: Run, stages: Sequence[pipeline.Stage]) -> None:
-    """The stages that are not done, and register, which looks at the runtime.
+    """Run what is left of the stages, when nobody else runs one of this name; where nothing is, nobody is waited for."""
+    waiting = False
+    while left := _left(run, stages):
+        try:
+            pipeline.execute(run, left)
+        except BusyError:
+            if not waiting:
+                process, other = holder(run.folder.parent)
+                log.warning("%s waits for %s, which process %s is making", run.name, other, process)
+            waiting = True
+            time.sleep(WAIT_S)
+
+
+def _left(run: Run, stages: Sequence[pipeline.Stage]) -> list[pipeline.Stage]:
+    """The stages that are not done, and register after any of them or where the runtime is another.
 
     What is done stays, whatever has been upgraded since: the model may be in use, and this is its only copy.
     """
+    *making, register = stages
     states = pipeline.status(run.folder)
-    pipeline.execute(run, [one for one in stages if one.name == "register" or states[one.name] != "done"])
+    left = [one for one in making if states[one.name] != "done"]
+    return [] if not left and pipeline.up_to_date(run, register) else [*left, register]
 
 
 def _register(local: Runtime, model: Callable[[], LocalModel]) -> pipeline.Stage:
