@@ -189,7 +189,7 @@ def _tuned_folder(rows: Sequence[Row], run: Run) -> str:
     settings = run.task.settings
     content = [bases.sha256(bases.resolve(run))]
     if settings.student.train.replay:
-        content.append(sha256_file(prepare.replay_file(run)))
+        content.append(sha256_file(prepare.replay_file(run.task)))
     recipe = settings.student.model_dump(
         mode="json", exclude={"base": True, "train": {"replay": {"data"}, "processes": True}}
     )
