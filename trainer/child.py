@@ -30,6 +30,7 @@ def run(
     environment: Mapping[str, str],
     report: Report = lambda _: None,
     timeout: float | None = None,
+    stop: threading.Event | None = None,
 ) -> int:
     """Run a program to its end.
 
@@ -39,6 +40,7 @@ def run(
         log: gets what it writes to standard error.
         report: called with every JSON object that it prints on a line.
         timeout: seconds after which it is killed.
+        stop: set from another thread, it ends the program as the end of this process would.
 
     Returns:
         The exit code; negative where a signal ended it.
@@ -60,6 +62,8 @@ def run(
         killer = threading.Timer(timeout, child.kill) if timeout else None
         if killer:
             killer.start()
+        if stop:
+            threading.Thread(target=_leave_when, args=(stop, child), daemon=True).start()
         try:
             for line in child.stdout:
                 if line.startswith("{"):
@@ -69,6 +73,14 @@ def run(
                 killer.cancel()
             child.stdin.close()
         return child.wait()
+
+
+def _leave_when(stop: threading.Event, child: subprocess.Popen[str]) -> None:
+    while child.poll() is None:
+        if stop.wait(0.2):
+            assert child.stdin
+            child.stdin.close()
+            return
 
 
 def last_line(log: Path) -> str:

@@ -16,6 +16,7 @@ HomestillError                exit code 1; the message is value, rule, remedy
 ├── ReleaseError              manifest, gate, current
 ├── DiskError                 not enough free space, asked before it is needed
 ├── BusyError                 another run of the same task is under way
+├── StoppedError              the run was told to end, and can be taken up again
 ├── BundleError               a bundle, backup or export is not what was signed, or cannot be written
 └── StoreError                the database cannot be opened or is newer than this version
 """
@@ -100,6 +101,10 @@ class DiskError(HomestillError):
 
 class BusyError(HomestillError):
     """Another process is running this task."""
+
+
+class StoppedError(HomestillError):
+    """The run was told to end; what it did is kept."""
 
 
 class StoreError(HomestillError):

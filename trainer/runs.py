@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.errors import BusyError, DiskError
+from trainer.errors import BusyError, DiskError, StoppedError
 from trainer.task import Task
 from trainer.traces import Store
 
@@ -67,6 +68,8 @@ class Run:
     """Go on where a stage would stop for too few or unlearnable examples."""
     concurrency: int | None = None
     """Overrides teacher.concurrency for this run."""
+    stop: threading.Event | None = None
+    """Set from another thread to end the run; the same run goes on where it was."""
 
     @property
     def name(self) -> str:
@@ -77,6 +80,11 @@ class Run:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def go_on(self) -> None:
+        """Raise StoppedError where the run was told to end."""
+        if self.stop and self.stop.is_set():
+            raise StoppedError(f"{self.folder} was stopped; the same call goes on where it was")
 
     def need_disk(
         self, needed: int, purpose: str, folder: Path | None = None, variable: str = "HOMESTILL_HOME"

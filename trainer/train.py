@@ -63,7 +63,7 @@ def run(run: Run) -> None:
         last = last_checkpoint(work / "checkpoints")
         done = int(last.name.rpartition("-")[2]) if last else 0
         with progress("training", spec["steps"], done) as advance:
-            _run_child(words, work, environment, _Reporter(advance, done))
+            _run_child(run, words, environment, _Reporter(advance, done))
     measured = read_json(work / "result.json")
     if measured["best_step"] is None:
         raise TrainError(
@@ -82,7 +82,7 @@ def run(run: Run) -> None:
 
 def _merge(run: Run, work: Path) -> None:
     words = process.module("trainer.training.merge", work / "spec.json")
-    _run_child(words, work, child.environment(run.environment), _Reporter(lambda *_: None, 0))
+    _run_child(run, words, child.environment(run.environment), _Reporter(lambda *_: None, 0))
     _adopt(work / "merged", work.parent / "model")
 
 
@@ -113,10 +113,12 @@ class _Reporter:
             self._step = event["step"]
 
 
-def _run_child(words: list[str], work: Path, environment: dict[str, str], report: _Reporter) -> None:
+def _run_child(run: Run, words: list[str], environment: dict[str, str], report: _Reporter) -> None:
+    work = run.stage("train") / "work"
     log_file = work.parent / "train.log"
     before = log_file.stat().st_size if log_file.exists() else 0
-    code = child.run(words, folder=work, log=log_file, environment=environment, report=report)
+    code = child.run(words, folder=work, log=log_file, environment=environment, report=report, stop=run.stop)
+    run.go_on()
     if code:
         module = next(word for word in reversed(words) if word.startswith("trainer."))
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+from trainer import child
 from trainer.process import run
 
 
@@ -38,12 +41,29 @@ def test_a_child_notices_its_parents_death() -> None:
         "gone = threading.Event(); on_parent_death(gone.set); print('up', flush=True)\n"
         "assert gone.wait(30); print('noticed', flush=True)"
     )
-    child = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert child.stdin is not None and child.stdout is not None
-    assert child.stdout.readline() == "up\n"
-    child.stdin.close()
-    assert child.stdout.readline() == "noticed\n"
-    assert child.wait(timeout=30) == 0
-    child.stdout.close()
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.stdin.close()
+    assert process.stdout.readline() == "noticed\n"
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()
+
+
+def test_a_child_that_is_stopped_from_another_thread_ends_as_if_its_parent_were_gone(tmp_path: Path) -> None:
+    code = (
+        "import os, time; from trainer.process import on_parent_death\n"
+        'on_parent_death(lambda: os._exit(7)); print(\'{"event": "up"}\', flush=True); time.sleep(60)'
+    )
+    stop = threading.Event()
+    ended = child.run(
+        [sys.executable, "-c", code],
+        folder=tmp_path,
+        log=tmp_path / "log",
+        environment=os.environ,
+        report=lambda _: stop.set(),
+        stop=stop,
+    )
+    assert ended == 7

@@ -14,8 +14,8 @@ import pytest
 
 from tests.tiny import tiny_base
 from tests.trainer.test_provider import ROWS
-from tests.trainer.training.support import wait_until
-from trainer.errors import ExportError, TrainError
+from tests.trainer.training.support import running, wait_until
+from trainer.errors import ExportError, StoppedError, TrainError
 from trainer.export import SCRIPT
 from trainer.pipeline import Stage
 from trainer.provider import OllamaProvider
@@ -147,6 +147,49 @@ def test_what_is_made_already_is_had_while_another_is_being_made_and_the_rest_wa
     assert acted == ["r1"] * 2 + ["r2"] * 2
     for run in (made, new):
         run.store.close()
+
+
+def test_a_closed_provider_makes_nothing_more_and_can_be_used_again(tmp_path: Path) -> None:
+    provider = OllamaProvider("b", home=tmp_path, runtime="embedded", environment={})
+    run = provider._workshop.run(student_settings("b"), lambda _: "r1")
+    acted: list[str] = []
+
+    def train(run: Run) -> None:
+        acted.append("train")
+        provider.close()
+
+    stages = [Stage("train", lambda _: {}, train), Stage("register", lambda _: {}, train)]
+    with pytest.raises(StoppedError, match="the same call goes on"):
+        _execute(run, stages)
+    again = provider._workshop.run(student_settings("b"), lambda _: "r1")
+    _execute(again, stages)
+    assert acted == ["train", "train"]
+    for one in (run, again):
+        one.store.close()
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_its_provider(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"home": tmp_path / "home", "runtime": "embedded"}
+    options["student"] = {
+        "epochs": 100,
+        "eval_steps": 5,
+        "patience": 10_000,
+        "quantize": "f16",
+        "context": 256,
+    }
+    with (
+        pytest.raises(ZeroDivisionError),
+        OllamaProvider(tiny_base(tmp_path / "base"), **options) as provider,
+    ):
+        job = dspy.LM("ollama_chat/x", provider=provider).finetune(ROWS * 30, "chat")
+        wait_until(lambda: any(tmp_path.glob("home/**/metrics.jsonl")), seconds=300)
+        raise ZeroDivisionError
+    with pytest.raises(StoppedError):
+        job.result(timeout=30)
+    job.thread.join(timeout=30)
+    (spec,) = tmp_path.glob("home/**/train/work/spec.json")
+    assert not running(spec)
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ class TuningJob(TrainingJob):  # type: ignore[misc]
     """A fine-tuning under way. `result()` gives the tuned `dspy.LM`, or raises what stopped it.
 
     DSPy hands an error back as the job's result; here it is the job's exception. A training cannot be
-    cancelled: end the process, and the same call goes on where it was.
+    cancelled: close the provider or end the process, and the same call goes on where it was.
     """
 
     def __init__(self, *args: Any, provider: OllamaProvider, **kwargs: Any) -> None:
@@ -126,7 +128,9 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         self.close()
 
     def close(self) -> None:
-        """End what this process started; Ollama's models stay."""
+        """End what this process started, a training among it, which goes on when it is asked for again; Ollama's models stay."""
+        self._workshop.stop.set()
+        self._workshop = replace(self._workshop, stop=threading.Event())
         self.models.close()
 
     def lm(self, model: str | None = None, **options: Any) -> dspy.LM:
@@ -197,9 +201,10 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         Raises:
             HomestillError: the rows or settings are faulty, or a stage failed.
         """
+        workshop = self._workshop  # the one of now: closed meanwhile, it makes nothing more
         rows = conversations(train_data, train_data_format)
         student = student_settings(self.weights(model), self._student, train_kwargs or {})
-        made = self._workshop.tune(rows, student, self.models)
+        made = workshop.tune(rows, student, self.models)
         return f"{PREFIX}{made.name}"
 
     def weights(self, model: str) -> str:

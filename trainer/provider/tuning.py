@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ class Workshop:
     home: Home
     environment: Mapping[str, str]
     seed: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set, it ends what is being made."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -170,7 +173,8 @@ class Workshop:
         )
         self.home.create()
         runs = self.home.runs(self.name)
-        bare = Run(Task(runs, settings), self.home, Store.open("sqlite://"), runs, self.environment)
+        task, store = Task(runs, settings), Store.open("sqlite://")
+        bare = Run(task, self.home, store, runs, self.environment, stop=self.stop)
         place = runs / folder(bare)
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "task.json").exists():
@@ -218,13 +222,22 @@ def _execute(run: Run, stages: Sequence[pipeline.Stage]) -> None:
     waiting = False
     while left := _left(run, stages):
         try:
-            pipeline.execute(run, left)
+            pipeline.execute(run, map(_stoppable, left))
         except BusyError:
             if not waiting:
                 process, other = holder(run.folder.parent)
                 log.warning("%s waits for %s, which process %s is making", run.name, other, process)
             waiting = True
             time.sleep(WAIT_S)
+            run.go_on()
+
+
+def _stoppable(stage: pipeline.Stage) -> pipeline.Stage:
+    def act(run: Run) -> None:
+        run.go_on()
+        stage.run(run)
+
+    return replace(stage, run=act)
 
 
 def _left(run: Run, stages: Sequence[pipeline.Stage]) -> list[pipeline.Stage]:
