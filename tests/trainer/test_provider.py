@@ -16,9 +16,8 @@ from tests.contract import files
 from tests.contract.ollama_double import OllamaDouble
 from tests.trainer.runtimes.test_ollama import model_of
 from trainer.errors import ExportError, RuntimeUnavailable, TrainError
-from trainer.provider import OllamaProvider, at_least
+from trainer.provider import OllamaProvider
 from trainer.provider.models import OllamaModels
-from trainer.provider.rows import conversations
 from trainer.provider.tuning import student_settings
 from trainer.runtimes.choice import choice
 
@@ -30,142 +29,6 @@ def chat(question: str, answer: str = "[[ ## label ## ]]\nodd") -> dict[str, Any
 
 
 ROWS = [chat(f"word {number}") for number in range(6)]
-
-
-# rows and metric
-
-
-def test_rows_become_conversations_in_an_order_of_their_own() -> None:
-    rows = conversations(ROWS, TrainDataFormat.CHAT)
-    assert rows == conversations(list(reversed(ROWS)), "chat")
-    first = next(row for row in rows if row["messages"][-1]["content"] == "word 3")
-    assert first["messages"] == ROWS[3]["messages"][:2]
-    assert first["completion"] == ROWS[3]["messages"][-1]["content"]
-    assert len({row["example"] for row in rows}) == len(ROWS)
-
-
-def test_rows_that_ask_the_same_are_one_example() -> None:
-    rows = conversations([*ROWS, chat("word 1", "another answer")], "chat")
-    assert len(rows) == 7
-    assert len({row["example"] for row in rows}) == 6
-
-
-def test_rows_of_a_conversation_differ_in_what_was_said_before() -> None:
-    def go_on(topic: str, system: str = "Talk.") -> dict[str, Any]:
-        said = [
-            ("system", system),
-            ("user", topic),
-            ("assistant", "Yes."),
-            ("user", "Go on."),
-            ("assistant", "So."),
-        ]
-        return {"messages": [{"role": role, "content": text} for role, text in said]}
-
-    rows = conversations([go_on("cats"), go_on("dogs"), go_on("dogs", "Chat.")], "chat")
-    assert len({row["example"] for row in rows}) == 2
-
-
-def test_every_faulty_row_is_named_at_once() -> None:
-    bad: list[dict[str, Any]] = [
-        {},
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image"}]},
-                {"role": "assistant", "content": "a"},
-            ]
-        },
-        {"messages": [{"role": "user", "content": "a"}, {"role": "robot", "content": "b"}]},
-        {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
-    ]
-    with pytest.raises(TrainError) as caught:
-        conversations([*ROWS, *bad], "chat")
-    faults = str(caught.value).splitlines()
-    assert [fault.split()[1].rstrip(",") for fault in faults] == ["6", "7", "8", "9"]
-    assert "only text" in faults[1]
-    assert "must be the assistant's" in faults[3]
-
-
-def test_many_faulty_rows_are_counted() -> None:
-    with pytest.raises(TrainError, match="and 15 more"):
-        conversations([{}] * 25, "chat")
-
-
-@pytest.mark.parametrize(
-    ("rows", "data_format", "said"),
-    [
-        (ROWS, TrainDataFormat.COMPLETION, "only chat rows"),
-        (ROWS[:1] * 3, "chat", "at least 2 different ones"),
-        ([], "chat", "lower the metric's threshold"),
-    ],
-)
-def test_what_cannot_be_learned_is_refused(rows: list[Any], data_format: Any, said: str) -> None:
-    with pytest.raises(TrainError, match=said):
-        conversations(rows, data_format)
-
-
-def test_at_least_judges_as_while_tracing() -> None:
-    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
-        return 0.5 if trace is not None else 1.0
-
-    assert at_least(metric, 0.5)(None, None) is True
-    assert at_least(metric, 0.8)(None, None) is False
-    assert at_least(metric, 0.8)(None, None, [1]) is False
-    assert at_least(metric, 0.8).__name__ == "metric_at_least_0.8"
-
-
-def test_at_least_reads_a_score_with_feedback() -> None:
-    def metric(example: Any, prediction: Any, trace: Any = None) -> Any:
-        return dspy.Prediction(score=0.7, feedback="almost")
-
-    assert at_least(metric, 0.7)(None, None) is True
-    assert at_least(metric, 0.71)(None, None) is False
-
-
-@pytest.mark.parametrize("threshold", [0, -1, 1.5])
-def test_a_threshold_that_keeps_all_or_nothing_is_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match="threshold is"):
-        at_least(lambda *_: True, threshold)
-
-
-def test_dspy_itself_keeps_the_worst_traces_and_judges_without_a_trace() -> None:
-    """The reason for `at_least`; when this fails, DSPy has changed and docs/dspy.md must."""
-    traces: list[Any] = []
-
-    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
-        traces.append(trace)
-        return 0.01
-
-    lm = dspy.utils.DummyLM([{"label": "odd"}] * 8)
-    student = dspy.Predict("text -> label")
-    student.set_lm(lm)
-    collected: list[Any] = []
-
-    class Collecting(dspy.BootstrapFinetune):  # type: ignore[misc]
-        @staticmethod
-        def finetune_lms(finetune_dict: dict[Any, Any]) -> dict[Any, Any]:
-            collected.extend(next(iter(finetune_dict.values()))["train_data"])
-            return dict.fromkeys(finetune_dict, lm)
-
-    examples = [dspy.Example(text=str(number), label="odd").with_inputs("text") for number in range(4)]
-    Collecting(metric=metric, num_threads=1).compile(student, trainset=examples)
-    assert len(collected) == 4
-    assert traces == [None] * 4
-    collected.clear()
-    Collecting(metric=at_least(metric, 0.5), num_threads=1).compile(student, trainset=examples)
-    assert collected == []
-
-
-def test_dspy_fails_on_an_answer_that_could_not_be_read() -> None:
-    """Told in docs/dspy.md; when this fails, DSPy drops such traces."""
-    student = dspy.Predict("text -> label")
-    student.set_lm(dspy.utils.DummyLM([{"other": "x"}] * 4))
-    examples = [dspy.Example(text=str(number), label="odd").with_inputs("text") for number in range(2)]
-    optimizer = dspy.BootstrapFinetune(metric=at_least(lambda *_: True, 1.0), num_threads=1)
-    with (
-        dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)),
-        pytest.raises(AttributeError, match="FailedPrediction"),
-    ):
-        optimizer.compile(student, trainset=examples)
 
 
 # settings
@@ -352,6 +215,16 @@ def test_a_setting_that_is_none_is_raised(provider: OllamaProvider) -> None:
     with pytest.raises(TrainError, match="n_epochs is no setting"):
         job.result(timeout=30)
     job.thread.join()
+
+
+def test_what_would_stop_a_training_is_found_before_a_teacher_is_asked(
+    provider: OllamaProvider, tmp_path: Path
+) -> None:
+    provider.check({"epochs": 2})
+    with pytest.raises(TrainError, match="n_epochs is no setting"):
+        provider.check({"n_epochs": 2})
+    with pytest.raises(RuntimeUnavailable, match="tell its version"):
+        nowhere(tmp_path, {}).check()
 
 
 def test_a_missing_converter_or_runtime_is_found_before_the_training(tmp_path: Path) -> None:

@@ -149,6 +149,18 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         self.reach(lm)
         return lm
 
+    def check(self, train_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Look whether a fine-tuning could begin, before a teacher is paid for its rows.
+
+        Args:
+            train_kwargs: as an LM or an optimizer will get them.
+
+        Raises:
+            HomestillError: settings are faulty, or models cannot be converted or registered.
+        """
+        student_settings(self._base, self._student, train_kwargs or {})
+        self._workshop.check(self.models)
+
     def reach(self, lm: dspy.LM) -> None:
         """Tell a model where it answers; greedy and as long as it was made to, where it does not say otherwise."""
         kwargs = lm.kwargs

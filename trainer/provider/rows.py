@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ MIN_ROWS = 2
 SHOWN = 10
 """Faults that are listed before the rest is only counted."""
 
+log = logging.getLogger("homestill.provider")
+
 Row = dict[str, Any]
 Metric = Callable[..., Any]
 
@@ -22,7 +25,8 @@ def at_least(metric: Metric, threshold: float) -> Callable[..., bool]:
 
     DSPy's `BootstrapFinetune` keeps a trace whenever its score is not zero (0.01 passes), and calls the
     metric without a trace, so that a metric which is stricter while tracing never gets to be strict. This
-    one always judges as while tracing, and passes what reaches the threshold.
+    one always judges as while tracing, and passes what reaches the threshold. Where the metric raises, the
+    trace is left out with a warning: DSPy would end the whole optimizer, after the teacher was paid.
 
     Args:
         metric: `metric(example, prediction, trace)`, which gives a bool, a number or a prediction with a score.
@@ -35,9 +39,13 @@ def at_least(metric: Metric, threshold: float) -> Callable[..., bool]:
         raise ValueError(f"threshold is {threshold!r}; use a number above 0 and at most 1")
 
     def passes(example: Any, prediction: Any, trace: Any = None) -> bool:
-        given = metric(example, prediction, [] if trace is None else trace)
-        score: Any = getattr(given, "score", given)
-        return bool(float(score) >= threshold)
+        try:
+            given = metric(example, prediction, [] if trace is None else trace)
+            score: Any = getattr(given, "score", given)
+            return bool(float(score) >= threshold)
+        except Exception as error:  # noqa: BLE001  the user's own code failed on this trace
+            log.warning("a trace is left out, its metric raised %s: %s", type(error).__name__, error)
+            return False
 
     passes.__name__ = f"{getattr(metric, '__name__', type(metric).__name__)}_at_least_{threshold:g}"
     return passes

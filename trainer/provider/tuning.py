@@ -107,14 +107,18 @@ class Workshop:
                 f"name is {self.name!r}; use a-z, 0-9 and '-', at most 40 characters, the first no '-'"
             )
 
+    def check(self, models: Models) -> None:
+        """Raise HomestillError unless models can be converted and registered."""
+        exporting.converter(self.environment)
+        models.check()
+
     def tune(self, rows: Sequence[Row], student: StudentSettings, models: Models) -> Registration:
         """Train, export and register; what was done before for the same rows and settings is kept.
 
         Raises:
             HomestillError: as the stages do.
         """
-        exporting.converter(self.environment)  # now rather than after the training
-        models.check()
+        self.check(models)  # now rather than after the training
         run = self.run(student, partial(_tuned_folder, rows))
         curated = run.stage("curate") / "train.jsonl"
         if not curated.exists():
