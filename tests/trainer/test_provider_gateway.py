@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -63,6 +64,16 @@ def test_a_question_loads_its_model_and_finds_it_at_the_one_address(gateway: Gat
     assert ask(gateway, "one").status_code == 200
 
 
+def test_many_may_ask_at_the_same_moment(gateway: Gateway) -> None:
+    assert ask(gateway, "one").status_code == 200
+    gateway._server.shutdown()  # nobody takes up the connections for now
+    with ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", gateway._server.server_port), timeout=2)
+            )
+
+
 def test_dspy_reaches_it(gateway: Gateway) -> None:
     lm = dspy.LM("ollama_chat/one", api_base=gateway.api_base, cache=False)
     assert lm("Who?") == ["I am one"]
@@ -81,6 +92,7 @@ def test_dspy_reaches_it(gateway: Gateway) -> None:
         ("/chat/completions", b"[]", 400, "names a model"),
         ("/chat/completions", b"{", 400, "names a model"),
         ("/embeddings", b"{}", 404, "is not served"),
+        ("/completions", b"{}", 404, "/v1/completions is not served; use /v1/chat/completions"),
     ],
 )
 def test_refusals_have_openais_shape(

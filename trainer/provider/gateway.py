@@ -25,7 +25,7 @@ from trainer.runtimes.local import Registration
 Find = Callable[[str], Registration | None]
 Launch = Callable[[Registration], AbstractContextManager[Endpoint]]
 
-ROUTES = ("/v1/chat/completions", "/v1/completions")
+ROUTE = "/v1/chat/completions"
 TIMEOUT_S = 600.0
 log = logging.getLogger("homestill.provider")
 
@@ -48,8 +48,7 @@ class Gateway:
         class BoundHandler(_Handler):
             owner = gateway
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), BoundHandler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), BoundHandler)
         self.api_base = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         serve = partial(self._server.serve_forever, poll_interval=0.1)
         self._thread = threading.Thread(target=serve, daemon=True, name="provider-gateway")
@@ -95,6 +94,12 @@ class Gateway:
         self._thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512
+    """An optimizer's threads ask at the same moment; beyond Python's 5 their connections were reset."""
+    daemon_threads = True
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One connection, one question; the answer ends where the connection ends."""
 
@@ -105,8 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.path not in ROUTES:
-            self._refuse(404, f"{self.path} is not served; use {' or '.join(ROUTES)}")
+        if self.path != ROUTE:
+            self._refuse(404, f"{self.path} is not served; use {ROUTE} (in DSPy, model_type='chat')")
             return
         try:
             endpoint = self.owner.load(str(json.loads(body)["model"]))
