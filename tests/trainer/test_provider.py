@@ -59,6 +59,36 @@ def test_every_faulty_setting_is_named_at_once() -> None:
     assert "quantize is 'q2'" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({1: 2, "n": 3}, ["1 is no setting", "n is no setting"]),
+        ({"replay": {"data": 5}, "rank": 0}, ["data is 5: ", "rank is 0: "]),
+        ({"replay": {"data": None}}, ["data is None: "]),
+        (["epochs"], ["the settings are ['epochs']; give a mapping"]),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_faults_too(given: Any, said: list[str]) -> None:
+    with pytest.raises(TrainError) as caught:
+        student_settings("b", given)
+    assert all(one in str(caught.value) for one in said)
+
+
+def test_a_home_may_be_text_and_one_that_is_a_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "taken").write_text("x")
+    provider = OllamaProvider("b", home="~/taken", runtime="embedded", environment={})
+    with pytest.raises(TrainError, match=r"home is .*/taken, where no run can be made \(.*File exists\)"):
+        provider.lm()
+
+
+def test_a_seed_that_is_no_number_is_named_with_the_other_faults(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"name is 'X';.*\nseed is 'a'; use a whole number"):
+        OllamaProvider("b", name="X", seed="a", home=tmp_path, runtime="embedded", environment={})  # type: ignore[arg-type]
+
+
 def test_a_name_that_no_runtime_takes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="name is 'My Model'; use a-z"):
         OllamaProvider("b", name="My Model", home=tmp_path, runtime="embedded", environment={})

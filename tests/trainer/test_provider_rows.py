@@ -55,13 +55,15 @@ def test_every_faulty_row_is_named_at_once() -> None:
         },
         {"messages": [{"role": "user", "content": "a"}, {"role": "robot", "content": "b"}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b\ud83d"}]},
     ]
     with pytest.raises(TrainError) as caught:
         conversations([*ROWS, *bad], "chat")
     faults = str(caught.value).splitlines()
-    assert [fault.split()[1].rstrip(",") for fault in faults] == ["6", "7", "8", "9"]
+    assert [fault.split()[1].rstrip(",") for fault in faults] == ["6", "7", "8", "9", "10"]
     assert "only text" in faults[1]
     assert "must be the assistant's" in faults[3]
+    assert "message 1 holds half a character" in faults[4]
 
 
 def test_many_faulty_rows_are_counted() -> None:

@@ -93,7 +93,7 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         name: str = "student",
         runtime: str | None = None,
         student: Mapping[str, Any] | None = None,
-        home: Path | None = None,
+        home: str | Path | None = None,
         seed: int = 0,
         keep_alive: KeepAlive = "30m",
         environment: Mapping[str, str] | None = None,
@@ -104,9 +104,10 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         self.finetunable = True
         self.TrainingJob = partial(TuningJob, provider=self)
         environment = dict(os.environ if environment is None else environment)
-        place = Home(home.resolve()) if home else Home.from_environment(environment)
-        self._base, self._student = _located(str(base)), dict(student or {})
-        self._settings = student_settings(self._base, self._student)
+        place = Home(Path(home).expanduser().resolve()) if home else Home.from_environment(environment)
+        self._base = _located(str(base))
+        self._settings = student_settings(self._base, student or {})
+        self._student = dict(student or {})
         if runtime:  # what training asks of the runtime is asked of this one
             environment["HOMESTILL_LOCAL"] = "embedded" if runtime == "embedded" else "ollama"
         self._workshop = Workshop(name, place, environment, seed)

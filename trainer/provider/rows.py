@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ MIN_ROWS = 2
 SHOWN = 10
 """Faults that are listed before the rest is only counted."""
 
+LONE = re.compile("[\ud800-\udfff]")
+"""Cut off by a program that counts in UTF-16; no file takes it."""
 log = logging.getLogger("homestill.provider")
 
 Row = dict[str, Any]
@@ -100,6 +103,10 @@ def _faults(at: int, row: Any) -> list[str]:
             faults.append(f"row {at}, message {number} has no role of {', '.join(ROLES)}")
         elif not isinstance(message.get("content"), str):
             faults.append(f"row {at}, message {number} is not text; only text programs can be fine-tuned")
+        elif LONE.search(message["content"]):
+            faults.append(
+                f"row {at}, message {number} holds half a character (a lone surrogate); leave it out"
+            )
     if not faults and (messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip()):
         faults.append(f"row {at} does not end with an answer; its last message must be the assistant's")
     return faults

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from trainer import child, pipeline, prepare
 from trainer import export as exporting
 from trainer import register as registering
-from trainer.errors import BusyError, RegisterError, TrainError
+from trainer.errors import BusyError, RegisterError, TrainError, told
 from trainer.gguf_files import PACKAGES, Maker, cached_base
 from trainer.progress import progress
 from trainer.provider.models import Models
@@ -64,13 +64,16 @@ def student_settings(base: str, *given: Mapping[str, Any]) -> StudentSettings:
     Raises:
         TrainError: with every unknown key and every value out of range.
     """
+    for one in given:
+        if not isinstance(one, Mapping):
+            raise TrainError(f'the settings are {one!r}; give a mapping, such as {{"epochs": 3}}')
     values = {key: value for one in given for key, value in one.items() if value is not None}
-    if isinstance(replay := values.get("replay"), Mapping) and "data" in replay:
+    if isinstance(replay := values.get("replay"), Mapping) and isinstance(replay.get("data"), str | Path):
         values["replay"] = {**replay, "data": str(Path(replay["data"]).expanduser().resolve())}
     recipe, own = set(TrainSettings.model_fields), set(StudentSettings.model_fields) - NOT_HERE
     faults = [
         f"{key} is no setting; use one of {', '.join(sorted(own | recipe))}"
-        for key in sorted(values.keys() - recipe - own)
+        for key in sorted(values.keys() - recipe - own, key=str)
     ]
     known = {key: value for key, value in values.items() if key in own}
     try:
@@ -102,10 +105,15 @@ class Workshop:
     """Set, it ends what is being made."""
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise TrainError(
+        faults = []
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            faults.append(
                 f"name is {self.name!r}; use a-z, 0-9 and '-', at most 40 characters, the first no '-'"
             )
+        if not isinstance(self.seed, int) or self.seed < 0:
+            faults.append(f"seed is {self.seed!r}; use a whole number from 0 on")
+        if faults:
+            raise TrainError("\n".join(faults))
 
     def check(self, models: Models) -> None:
         """Raise HomestillError unless models can be converted and registered."""
@@ -175,12 +183,18 @@ class Workshop:
             student=student,
             seed=self.seed,
         )
-        self.home.create()
         runs = self.home.runs(self.name)
+        try:
+            self.home.create()
+            runs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainError(
+                f"home is {self.home.root}, where no run can be made ({told(error)}); give a folder of your own"
+            ) from error
         task, store = Task(runs, settings), Store.open("sqlite://")
         bare = Run(task, self.home, store, runs, self.environment, stop=self.stop)
         place = runs / folder(bare)
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(exist_ok=True)
         if not (place / "task.json").exists():
             write_json(place / "task.json", {"folder": None, "settings": settings.model_dump(mode="json")})
         return replace(bare, task=Task(place, settings), folder=place)
