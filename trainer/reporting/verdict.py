@@ -9,8 +9,8 @@ from typing import Any, Literal
 from serve.manifest import Manifest
 
 MIN_EXAMPLES = 50
-ACCEPTABLE_DROP = 0.15
-"""Of the teacher's score, for the student alone."""
+ACCEPTABLE = 0.85
+"""Of the teacher's score, from which what is left of it is usually enough."""
 MONTHLY_CALLS = 100_000
 """The volume from which an own model is usually worth its upkeep."""
 
@@ -79,15 +79,19 @@ def exact(share: float) -> str:
 
 
 def _quality(manifest: Manifest) -> Criterion:
-    teacher, student = manifest.scores["teacher"].mean, manifest.scores["student"].mean
-    drop = 1 - student / teacher if teacher else 0.0
-    state: State = "yes" if manifest.router.certified else "partly" if drop < ACCEPTABLE_DROP else "no"
-    promise = "certified behind the router" if manifest.router.certified else "without a certificate"
+    """Of what is served: with a certificate the hybrid, else the student that would answer alone."""
+    router, scores = manifest.router, manifest.scores
+    served = "hybrid" if router.certified else "student"
+    kept = scores[served].mean / scores["teacher"].mean if scores["teacher"].mean else 1.0
+    usual = f"from {exact(ACCEPTABLE)} on is usually acceptable"
+    if not router.certified:
+        text = f"alone, the student keeps {percent(kept)} of the teacher's score ({usual}); without a certificate"
+        return Criterion("Quality", "partly" if kept >= ACCEPTABLE else "no", text)
     return Criterion(
         "Quality",
-        state,
-        f"alone, the student loses {drop:.1%} of the teacher's score "
-        f"(below {ACCEPTABLE_DROP:.0%} is usually acceptable); {promise}",
+        "yes" if kept >= ACCEPTABLE else "partly",
+        f"behind the router {percent(kept)} of the teacher's score is kept ({usual}); "
+        f"at least {exact(router.keep)} is certified",
     )
 
 
@@ -121,21 +125,27 @@ def _privacy(manifest: Manifest) -> Criterion:
     if manifest.predictor:
         return Criterion("Privacy", "no", "the program's other predictors tell the teacher of every request")
     share = manifest.router.local_share
-    state: State = "partly" if share > 0 else "no"
     return Criterion(
-        "Privacy", state, f"{percent(share)} of requests never leave the machine; offline mode: all of them"
+        "Privacy",
+        _of(share),
+        f"{percent(share)} of the test's requests never leave the machine; offline mode: all of them",
     )
 
 
 def _offline(manifest: Manifest) -> Criterion:
     if manifest.predictor:
         return Criterion("Independence", "no", "the program's other predictors need the API")
-    state: State = "partly" if manifest.router.certified else "no"
+    share = manifest.router.local_share
     return Criterion(
         "Independence",
-        state,
-        "works without the API; what would be handed over is then answered locally without a guarantee",
+        _of(share),
+        f"without the API {percent(share)} of the test's requests are answered as certified, the others locally "
+        "without a guarantee",
     )
+
+
+def _of(share: float) -> State:
+    return "yes" if share >= 1 else "partly" if share > 0 else "no"
 
 
 def _data(manifest: Manifest) -> Criterion:

@@ -103,8 +103,38 @@ def test_few_examples_count_against_it() -> None:
     assert state_of(manifest(data=data), "Data")[0] == "no"
 
 
-@pytest.mark.parametrize(("student", "state"), [(0.8, "partly"), (0.7, "no")])
-def test_without_a_certificate_quality_goes_by_the_drop(student: float, state: str) -> None:
-    router = {"threshold": None, "certified": False, "keep": 0.95, "confidence": 0.95, "local_share": 0.0}
+UNCERTIFIED = {"threshold": None, "certified": False, "keep": 0.95, "confidence": 0.95, "local_share": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        (0.8, ("partly", "alone, the student keeps 88 % of the teacher's score")),
+        (0.7, ("no", "alone, the student keeps 77 % of the teacher's score")),
+    ],
+)
+def test_without_a_certificate_quality_goes_by_the_student(student: float, expected: tuple[str, str]) -> None:
     scores = {"teacher": SCORE, "base": SCORE, "student": SCORE | {"mean": student}, "hybrid": SCORE}
-    assert state_of(manifest(router=router, scores=scores), "Quality")[0] == state
+    state, text = state_of(manifest(router=UNCERTIFIED, scores=scores), "Quality")
+    assert (state, text.partition(" (")[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("hybrid", "state", "kept"), [(0.91, "yes", "101 %"), (0.77, "yes", "85 %"), (0.45, "partly", "50 %")]
+)
+def test_with_a_certificate_quality_goes_by_what_is_served(hybrid: float, state: str, kept: str) -> None:
+    scores = dict.fromkeys(("teacher", "base"), SCORE)
+    scores |= {"student": SCORE | {"mean": 0.3}, "hybrid": SCORE | {"mean": hybrid}}
+    assert state_of(manifest(scores=scores), "Quality") == (
+        state,
+        f"behind the router {kept} of the teacher's score is kept (from 85 % on is usually acceptable); "
+        "at least 99.5 % is certified",
+    )
+
+
+@pytest.mark.parametrize(("share", "state"), [(1.0, "yes"), (0.999, "partly"), (0.0, "no")])
+def test_only_all_requests_are_a_yes(share: float, state: str) -> None:
+    router = UNCERTIFIED | {"certified": share > 0, "local_share": share}
+    found = manifest(router=router)
+    assert [state_of(found, name)[0] for name in ("Privacy", "Independence")] == [state, state]
+    assert f"{percent(share)} of the test's requests never leave" in state_of(found, "Privacy")[1]
