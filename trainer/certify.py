@@ -8,17 +8,17 @@ What is certified is what serving does: the same features, the same gate, the sa
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from serve import confidence
 from serve.confidence import Field, LocalAnswer, Neighbours
-from serve.fingerprint import fingerprint, fixed_parts, query
 from trainer import program as programs
 from trainer.errors import EvaluateError
+from trainer.fixed_prompt import FixedPrompt, call_of, local_answer
 from trainer.program import ADAPTER, Predictor
 from trainer.runs import Run, read_json, read_jsonl, sha256_file, sha256_json, write_json
 from trainer.statistics import audit, certificate, fit, hybrid
@@ -93,33 +93,22 @@ def split(ids: Sequence[str]) -> tuple[list[str], list[str]]:
     return ordered[:cut], ordered[cut:]
 
 
+@dataclass(frozen=True)
 class _Prompt:
-    """A predictor's prompt: what of it is fixed, and the variable parts that training saw."""
+    """A predictor with its prompt, and the variable parts that training saw."""
 
-    def __init__(self, predictor: Predictor, conversations: Sequence[list[dict[str, str]]]) -> None:
-        self.predictor = predictor
-        prints = Counter(fingerprint(messages) for messages in conversations)
-        self.fingerprint = prints.most_common(1)[0][0]
-        last = [m[-1]["content"] for m in conversations if fingerprint(m) == self.fingerprint]
-        self.prefix, self.suffix = fixed_parts(last)
-        self.queries = [query(content, self.prefix, self.suffix) or "" for content in last]
+    predictor: Predictor
+    fixed: FixedPrompt
+    queries: list[str]
 
     @property
     def fields(self) -> list[Field]:
         return self.predictor.fields
 
-    def query(self, messages: list[dict[str, str]]) -> str | None:
-        """The variable part of a conversation, None where it is not this predictor's prompt."""
-        if fingerprint(messages) != self.fingerprint:
-            return None
-        return query(messages[-1]["content"], self.prefix, self.suffix)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.predictor.name,
-            "fingerprint": self.fingerprint,
-            "prefix": self.prefix,
-            "suffix": self.suffix,
+            **asdict(self.fixed),
             "fields": [{"name": field.name, "labels": list(field.labels) or None} for field in self.fields],
         }
 
@@ -130,8 +119,13 @@ def _prompts(run: Run) -> list[_Prompt]:
     conversations: dict[str, list[list[dict[str, str]]]] = {}
     for row in read_jsonl(run.folder / "curate" / "train.jsonl"):
         conversations.setdefault(row["predictor"], []).append(row["messages"])
-    known = [predictor for name, predictor in program.predictors.items() if name in conversations]
-    return [_Prompt(predictor, conversations[predictor.name]) for predictor in known]
+    found = []
+    for name, predictor in program.predictors.items():
+        if name in conversations:
+            fixed = FixedPrompt.of(conversations[name])
+            asked = map(fixed.query, conversations[name])
+            found.append(_Prompt(predictor, fixed, [text for text in asked if text is not None]))
+    return found
 
 
 def _unmeasured(run: Run, prompts: Sequence[_Prompt]) -> str:
@@ -163,7 +157,7 @@ def _most_routed(run: Run, prompt: _Prompt) -> int:
     )
     return max(
         (
-            sum(whole or prompt.query(call["messages"]) is not None for call in answer.calls)
+            sum(whole or prompt.fixed.query(call["messages"]) is not None for call in answer.calls)
             for answer in answers
         ),
         default=0,
@@ -190,19 +184,8 @@ def _answers(run: Run, role: str, ids: Sequence[str]) -> list[Answer]:
     return [found[identity] for identity in ids]
 
 
-def _call(answer: Answer, prompt: _Prompt) -> dict[str, Any] | None:
-    return next((call for call in answer.calls if call["predictor"] == prompt.predictor.name), None)
-
-
 def _local(answer: Answer, prompt: _Prompt) -> LocalAnswer | None:
-    """A stored answer as serving would see it; None where serving would not give it."""
-    call = _call(answer, prompt)
-    text = prompt.query(call["messages"]) if call else None
-    if call is None or text is None:
-        return None
-    return LocalAnswer(
-        call["completion"], call["logprobs"], call["finish_reason"], call["prompt_tokens"], text
-    )
+    return local_answer(answer, prompt.predictor.name, prompt.fixed)
 
 
 def _fitted(run: Run, prompt: _Prompt, neighbours: Neighbours, ids: Sequence[str]) -> Fitted:
@@ -277,7 +260,7 @@ def _cost(run: Run, rows: Rows, threshold: float | None) -> dict[str, float]:
 
 def _kept_pairs(run: Run, rows: Rows, threshold: float | None, prompt: _Prompt) -> list[audit.Pair]:
     """Local and teacher's answer of each row that the threshold keeps, where the teacher has answered."""
-    calls = [_call(answer, prompt) for answer in _answers(run, "teacher", rows.ids)]
+    calls = [call_of(answer, prompt.predictor.name) for answer in _answers(run, "teacher", rows.ids)]
     teacher = [call["completion"] if call else None for call in calls]
     found = zip(rows.kept(threshold), rows.answers, teacher, strict=True)
     return [(mine.text, its) for kept, mine, its in found if kept and its is not None]

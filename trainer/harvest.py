@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.fingerprint import fingerprint, fixed_parts, query
+from serve.fingerprint import fingerprint
 from serve.records.journal import Entry
 from serve.records.reading import Selection, reading
+from trainer.fixed_prompt import FixedPrompt, Messages
 from trainer.runs import Home, sha256_json
 from trainer.seam import translated
 from trainer.splits import near_duplicates
@@ -110,58 +111,27 @@ def rows(
         calls: of all examples, sealed ones too, as `Answer.calls` has them.
         near: Jaccard similarity from which two inputs count as the same; at 1 only equal ones do.
     """
-    known: dict[str, list[Mapping[str, Any]]] = {}
+    known: dict[str, list[Messages]] = {}
     for call in calls:
-        known.setdefault(call["predictor"], []).append(call)
+        known.setdefault(call["predictor"], []).append(call["messages"])
     kept: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
     for predictor in sorted({trace.predictor for trace in traffic}):
         own = [trace for trace in traffic if trace.predictor == predictor]
-        fitting = _fitting(own, known.get(predictor, []))
-        dropped["another prompt than the program's"] += len(own) - len(fitting.traces)
-        texts = [query_of(call["messages"], fitting.prompt) or "" for call in known.get(predictor, [])]
-        near_ones = near_duplicates([*texts, *fitting.queries], near)
+        asked = known.get(predictor, [])
+        prompt = FixedPrompt.of(asked)
+        fitting = [(trace, text) for trace in own if (text := prompt.query(trace.messages)) is not None]
+        dropped["another prompt than the program's"] += len(own) - len(fitting)
+        texts = [prompt.query(messages) or "" for messages in asked]
+        near_ones = near_duplicates([*texts, *(text for _, text in fitting)], near)
         seen = set(texts)
-        for at, (trace, text) in enumerate(zip(fitting.traces, fitting.queries, strict=True), len(texts)):
+        for at, (trace, text) in enumerate(fitting, len(texts)):
             if text in seen or at in near_ones:
                 dropped["duplicate or near-duplicate of an example"] += 1
             else:
                 kept.append(_row(trace))
             seen.add(text)
     return kept, +dropped
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The fixed part of a predictor's conversation."""
-
-    fingerprint: str
-    prefix: str
-    suffix: str
-
-
-def query_of(messages: Sequence[Mapping[str, Any]], prompt: Prompt) -> str | None:
-    """The variable part of a conversation; None where it is another prompt."""
-    if fingerprint(messages) != prompt.fingerprint:
-        return None
-    return query(messages[-1]["content"], prompt.prefix, prompt.suffix)
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    prompt: Prompt
-    traces: list[Trace]
-    queries: list[str]
-
-
-def _fitting(traffic: Sequence[Trace], calls: Sequence[Mapping[str, Any]]) -> _Fitting:
-    """Those with the prompt that most calls of the examples have."""
-    prints = Counter(fingerprint(call["messages"]) for call in calls)
-    common = prints.most_common(1)[0][0] if prints else ""
-    last = [call["messages"][-1]["content"] for call in calls if fingerprint(call["messages"]) == common]
-    prompt = Prompt(common, *fixed_parts(last))
-    pairs = [(trace, asked) for trace in traffic if (asked := query_of(trace.messages, prompt)) is not None]
-    return _Fitting(prompt, [trace for trace, _ in pairs], [asked for _, asked in pairs])
 
 
 def _row(trace: Trace) -> dict[str, Any]:

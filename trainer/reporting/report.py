@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from serve.confidence import ConfidenceModel, Field, LocalAnswer, Neighbours, confidence
-from serve.fingerprint import fingerprint, query
-from serve.manifest import Manifest, PredictorPrompt, RouterFile
+from serve.confidence import ConfidenceModel, Field, Neighbours, confidence
+from serve.manifest import Manifest, RouterFile
+from trainer.fixed_prompt import FixedPrompt, local_answer
 from trainer.reporting import charts, verdict
 from trainer.reporting.charts import Line
 from trainer.runs import Run, read_json, read_jsonl
@@ -153,12 +153,14 @@ def _examples(run: Run, systems: Mapping[str, str]) -> dict[str, list[dict[str, 
         return {"kept": [], "handed_over": []}
     neighbours = router.neighbours and Neighbours.load(run.stage("certify") / router.neighbours)
     model = ConfidenceModel.from_json(router.model.model_dump())
+    prompt = router.predictors[0]
+    fixed = FixedPrompt(prompt.fingerprint, prompt.prefix, prompt.suffix)
+    fields = [Field(field.name, tuple(field.labels or ())) for field in prompt.fields]
     student, teacher = (run.store.answers(systems[role]) for role in ("student", "teacher"))
     rows = []
     for example in read_jsonl(run.folder / "curate" / "test.jsonl"):
         mine, its = student[example["id"]], teacher[example["id"]]
-        local = _local(mine, router.predictors[0])
-        fields = [Field(field.name, tuple(field.labels or ())) for field in router.predictors[0].fields]
+        local = local_answer(mine, prompt.name, fixed)
         sure = confidence(local, fields, neighbours or None, model) if local else 0.0
         rows.append(_example(example["values"], run.task.settings.inputs, mine, its, sure))
     bar = router.threshold if router.threshold is not None else 2.0
@@ -168,18 +170,6 @@ def _examples(run: Run, systems: Mapping[str, str]) -> dict[str, list[dict[str, 
     other = sorted((row for row in rows if row["confidence"] < bar), key=lambda row: row["confidence"])
     half = SHOWN // 2
     return {"kept": [*kept[:half], *kept[half:][-half:]], "handed_over": other[:SHOWN]}
-
-
-def _local(answer: Answer, prompt: PredictorPrompt) -> LocalAnswer | None:
-    call = next((call for call in answer.calls if call["predictor"] == prompt.name), None)
-    if call is None or fingerprint(call["messages"]) != prompt.fingerprint:
-        return None
-    text = query(call["messages"][-1]["content"], prompt.prefix, prompt.suffix)
-    if text is None:
-        return None
-    return LocalAnswer(
-        call["completion"], call["logprobs"], call["finish_reason"], call["prompt_tokens"], text
-    )
 
 
 def _example(
