@@ -261,9 +261,7 @@ def doctor(
     folder: Annotated[
         Path | None, typer.Argument(metavar="TASK", help="Also estimate what training this task takes.")
     ] = None,
-    unload: Annotated[
-        bool, typer.Option("--unload", help="Let Ollama give the card's memory back first.")
-    ] = False,
+    unload: Annotated[bool, typer.Option("--unload", help="Let Ollama give its memory back first.")] = False,
     offline: Annotated[
         bool,
         typer.Option("--offline", help="Would a day without a network work, and does anything call out?"),
@@ -275,7 +273,7 @@ def doctor(
 
     if unload:
         for model in unload_models(os.environ):
-            out.print(f"unloaded {model.name}, {model.vram / 1e9:.1f} GB", highlight=False)
+            out.print(f"unloaded {model.name}, {model.size / 1e9:.1f} GB", highlight=False)
     home = Home.from_environment(os.environ)
     findings = (offline_check.examine if offline else examine)(home, os.environ)
     if folder:

@@ -12,8 +12,8 @@ from typing import Literal
 from trainer.errors import ExportError, HomestillError, RuntimeUnavailable
 from trainer.machine import Card, Torch, available_memory, cards, torch_facts
 from trainer.runs import Home, Run, free_bytes
-from trainer.runtimes.choice import OLLAMA_HOST
-from trainer.runtimes.ollama import Loaded, Ollama, free_vram
+from trainer.runtimes.choice import ollama
+from trainer.runtimes.ollama import Loaded, Ollama
 from trainer.seam import offline
 
 State = Literal["ok", "note", "missing"]
@@ -37,20 +37,18 @@ class Finding:
 
 def _ollama(environment: Mapping[str, str]) -> Ollama | None:
     """Ollama, where the environment names one."""
-    host = environment.get("OLLAMA_HOST")
-    if not host and environment.get("HOMESTILL_LOCAL") == "ollama":
-        host = OLLAMA_HOST
-    return Ollama(host) if host else None
+    named = environment.get("OLLAMA_HOST") or environment.get("HOMESTILL_LOCAL") == "ollama"
+    return ollama(environment) if named else None
 
 
 def unload_models(environment: Mapping[str, str]) -> list[Loaded]:
-    """Let Ollama, where the environment names one, give the card's memory back.
+    """Let Ollama, where the environment names one, give all memory back.
 
     Raises:
         RuntimeUnavailable: it cannot be reached.
     """
     server = _ollama(environment)
-    return free_vram(server) if server else []
+    return server.unload_all() if server else []
 
 
 def loaded_models(environment: Mapping[str, str]) -> list[Loaded]:

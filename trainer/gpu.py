@@ -13,8 +13,8 @@ from trainer import process
 from trainer.errors import PreflightError, RuntimeUnavailable
 from trainer.pipeline import Stage
 from trainer.runs import Run
-from trainer.runtimes.choice import OLLAMA_HOST, choice
-from trainer.runtimes.ollama import Loaded, Ollama
+from trainer.runtimes.choice import choice, ollama
+from trainer.runtimes.ollama import Loaded
 from trainer.seam import gpu_required
 
 UNLOAD_S = 60.0
@@ -48,13 +48,8 @@ def unload(environment: Mapping[str, str], transport: httpx.BaseTransport | None
     """
     if choice(environment) != "ollama":
         return []
-    server = Ollama(
-        environment.get("OLLAMA_HOST") or OLLAMA_HOST, transport=transport, create_timeout=UNLOAD_S
-    )
     try:
-        loaded = server.loaded()
-        for model in loaded:
-            server.unload(model.name)
+        loaded = ollama(environment, transport=transport, create_timeout=UNLOAD_S).unload_all()
     except RuntimeUnavailable as error:
         log.warning("Ollama could not be asked to free the GPU: %s", error)
         return []

@@ -89,12 +89,9 @@ def prune(
 
 
 def _model_remover() -> Callable[[str], None] | None:
-    from trainer.runtimes.choice import OLLAMA_HOST, choice
-    from trainer.runtimes.ollama import Ollama
+    from trainer.runtimes.choice import choice, ollama
 
-    if choice(os.environ) != "ollama":
-        return None
-    return Ollama(os.environ.get("OLLAMA_HOST") or OLLAMA_HOST).remove
+    return ollama(os.environ).remove if choice(os.environ) == "ollama" else None
 
 
 def _home() -> Home:

@@ -24,7 +24,7 @@ from trainer.doctor import (
 from trainer.machine import Card, Machine, Tool, Torch, cards, torch_facts
 from trainer.process import Done
 from trainer.runs import Home
-from trainer.runtimes.ollama import Loaded, Ollama, free_vram
+from trainer.runtimes.ollama import Loaded, Ollama
 
 GB = 10**9
 CARD = Card("NVIDIA L4", 24 * GB, 1 * GB, "550.54.15")
@@ -161,15 +161,13 @@ def test_the_machine_is_the_card_that_torch_can_use(tmp_path: Path) -> None:
 def test_ollama_gives_its_memory_back(tmp_path: Path) -> None:
     with OllamaDouble(tmp_path / "blobs") as double:
         ollama = Ollama(double.url)
-        ollama.register(model_of(files.shell(tmp_path / "m.gguf")))
-        (held,) = ollama.loaded()
-        assert (held.size > 0, held.vram) == (True, 0)
-        assert free_vram(ollama) == [], "what lies in main memory is left alone"
-        double.on_gpu = True
-        assert unload_models({}) == [], "no Ollama is named"
-        (held,) = unload_models({"OLLAMA_HOST": double.url})
-        assert held.vram == held.size
-        assert ollama.loaded() == []
+        name = ollama.register(model_of(files.shell(tmp_path / "m.gguf"))).name
+        for double.on_gpu in (False, True):
+            ollama.load(name, 60)
+            assert unload_models({}) == [], "no Ollama is named"
+            (held,) = unload_models({"OLLAMA_HOST": double.url})
+            assert held.vram == (held.size if double.on_gpu else 0)
+            assert ollama.loaded() == []
         ollama.unload("gone:1")
 
 

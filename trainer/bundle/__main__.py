@@ -129,12 +129,11 @@ def _registrar(home: Path, environment: Mapping[str, str]) -> Register | None:
         return None
     from trainer.bundle.models import register
     from trainer.runs import Home
-    from trainer.runtimes.choice import OLLAMA_HOST, choice
-    from trainer.runtimes.ollama import Ollama
+    from trainer.runtimes.choice import choice, ollama
 
     if choice(environment) != "ollama":
         return None
-    server = Ollama(environment.get("OLLAMA_HOST") or OLLAMA_HOST)
+    server = ollama(environment)
     return lambda task, version, told: register(Home(home), task, version, told, server)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 
@@ -41,6 +41,7 @@ __all__ = [
     "choice",
     "describe",
     "launch",
+    "ollama",
     "runtime",
 ]
 
@@ -62,6 +63,15 @@ def choice(environment: Mapping[str, str]) -> str:
     return given
 
 
+def ollama(environment: Mapping[str, str], **options: Any) -> Ollama:
+    """The Ollama of OLLAMA_HOST, else the one on this machine, whether it is the chosen runtime or not.
+
+    Args:
+        options: of `Ollama`.
+    """
+    return Ollama(environment.get("OLLAMA_HOST") or OLLAMA_HOST, **options)
+
+
 def runtime(run: Run) -> Runtime:
     """The runtime that HOMESTILL_LOCAL names.
 
@@ -70,7 +80,7 @@ def runtime(run: Run) -> Runtime:
     """
     given = choice(run.environment)
     if given == "ollama":
-        return Ollama(run.environment.get("OLLAMA_HOST") or OLLAMA_HOST)
+        return ollama(run.environment)
     return EmbeddedRuntime() if given == "embedded" else ServerRuntime(given)
 
 
@@ -81,7 +91,7 @@ def describe(environment: Mapping[str, str]) -> tuple[str, Literal["ok", "note",
         if given == "embedded":
             return given, "ok", f"llama-cpp-python {version('llama-cpp-python')}"
         if given == "ollama":
-            found = Ollama(environment.get("OLLAMA_HOST") or OLLAMA_HOST)
+            found = ollama(environment)
             return given, "ok", f"version {found.version()} at {found.url}"
         return "url", "ok", f"{given} serves {', '.join(ServerRuntime(given).models()) or 'no model'}"
     except RuntimeUnavailable as error:

@@ -209,6 +209,13 @@ class Ollama:
                 if error.status_code != httpx.codes.NOT_FOUND:
                     raise
 
+    def unload_all(self) -> list[Loaded]:
+        """Give the memory of every loaded model back, so that a training finds it free; what was loaded."""
+        held = self.loaded()
+        for model in held:
+            self.unload(model.name)
+        return held
+
     def remove(self, name: str) -> None:
         """Delete a model; one that is not there is fine."""
         with self._translated(f"delete {name}"):
@@ -367,21 +374,6 @@ class Ollama:
                 f"Ollama at {self.url} cannot {purpose}: HTTP {error.status_code}, {error.error}; "
                 f"{'check the name with `ollama list`' if unknown else 'look at its log'}"
             ) from error
-
-
-def free_vram(server: Ollama) -> list[Loaded]:
-    """Unload every model that holds memory of a card, so that a training finds it free.
-
-    Returns:
-        What was unloaded.
-
-    Raises:
-        RuntimeUnavailable: Ollama cannot be reached.
-    """
-    holding = [model for model in server.loaded() if model.vram]
-    for model in holding:
-        server.unload(model.name)
-    return holding
 
 
 def parameters(model: LocalModel) -> dict[str, Any]:
