@@ -7,6 +7,7 @@ next run waits for that and goes on from there.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -26,7 +27,7 @@ import dspy
 
 from trainer import errors, program, splits, task
 from trainer.data import Example
-from trainer.errors import HomestillError, TeacherError
+from trainer.errors import DiskError, HomestillError, TeacherError, told
 from trainer.process import module, on_parent_death
 from trainer.program import Program
 from trainer.progress import progress
@@ -35,10 +36,16 @@ from trainer.seam import offline
 from trainer.teacher.client import open_ledger, teacher_lm
 from trainer.teacher.optimize import optimize
 from trainer.teacher.prices import Ledger
-from trainer.teacher.quote import Quote, quote
+from trainer.teacher.quote import CHARS_PER_TOKEN, Quote, quote
 from trainer.traces import Answer, Store
 
 MAX_FAILED_AT_START = 10
+STORE_BYTES = 50_000_000
+"""That have to be free before a call is paid for, whatever is asked."""
+TIMES_KEPT = 10
+"""What is said lies in the trace, the provider's response, the answer and the database's log; and estimates err."""
+FULL = errno.ENOSPC
+"""Exit code of the capturing process where it has no room to leave its error."""
 log = logging.getLogger("homestill.capture")
 
 TERMS = (
@@ -77,6 +84,10 @@ def run(run: Run) -> None:
             child.stdin.close()  # tells it to finish what is on its way, and to stop
             child.wait()
             raise
+    if code == FULL:
+        raise DiskError(
+            f"capture: the disk below {run.home.root} is full; free some space and run again, what is stored is kept"
+        )
     if code != 0 and failed.is_file():
         raise _error(read_json(failed))
     if code != 0:
@@ -117,6 +128,8 @@ def work(run: Run, stopping: threading.Event) -> None:
     if price and price.calls:
         log.warning("capture: %s (budget $%g)", price.sentence(), run.task.settings.teacher.budget_usd)
         log.warning("%s", TERMS)
+        text = CHARS_PER_TOKEN * (price.prompt_tokens + price.completion_tokens)
+        run.need_disk(STORE_BYTES + round(TIMES_KEPT * text), "capture")
     loaded = _optimized(run, assignment, ledger, stopping)
     system = system_of(run, loaded)
     done = run.store.answers(system)
@@ -244,10 +257,19 @@ def main(arguments: list[str]) -> int:
             loaded, home = task.load(task_folder), Home.from_environment(os.environ)
             with closing(Store.open(home.database_url)) as store:
                 work(Run(loaded, home, store, run_folder, concurrency=concurrency or None), stopping)
-        except HomestillError as error:
-            write_json(failed, {"kind": type(error).__name__, "message": str(error)})
-            return error.exit_code
+        except (HomestillError, OSError) as error:
+            return _leave(failed, error)
     return 0
+
+
+def _leave(failed: Path, error: HomestillError | OSError) -> int:
+    """Tell the parent why capture ended, by a file, or by the exit code where none can be written."""
+    message = told(error) if isinstance(error, OSError) else str(error)
+    try:
+        write_json(failed, {"kind": type(error).__name__, "message": message})
+    except OSError:
+        return FULL
+    return 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ HomestillError                exit code 1; the message is value, rule, remedy
 │   └── RegisterError         the model was refused, or does not answer as it was trained
 ├── EvaluateError             the stored answers do not cover the examples
 ├── ReleaseError              manifest, gate, current
-├── DiskError                 not enough free space, asked before it is needed
+├── DiskError                 not enough free space, asked before it is needed or found when it is
 ├── BusyError                 another run of the same task is under way
 ├── StoppedError              the run was told to end, and can be taken up again
 ├── BundleError               a bundle, backup or export is not what was signed, or cannot be written

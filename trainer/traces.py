@@ -7,10 +7,13 @@ An answer is one example put to one system (teacher, base or student), scored by
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -36,12 +39,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from trainer.errors import StoreError
+from trainer.errors import DiskError, HomestillError, StoreError
 
 TRAFFIC = "traffic"
 """`Trace.purpose` of what the endpoint has journaled."""
 LOST = "lost"
 """`Trace.purpose` of a call that failed and may have been billed all the same; its cost is the most it can be."""
+LITTLE = 1_000_000
+"""Free bytes below which what SQLite cannot do is put down to the disk."""
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -166,6 +171,7 @@ class Store:
         """Open the database, made or migrated as needed.
 
         Raises:
+            DiskError: the disk is full.
             StoreError: it cannot be opened, or a newer Homestill wrote it.
         """
         engine = create_engine(url)
@@ -175,7 +181,7 @@ class Store:
             with engine.begin() as connection:
                 _migrate(connection)
         except DatabaseError as error:
-            raise StoreError(
+            raise _refused(engine, error) or StoreError(
                 f"{url} cannot be opened ({error.orig}); check the path and that it is a database"
             ) from error
         return cls(engine)
@@ -193,8 +199,8 @@ class Store:
                 f"another process has stored the same ({error.orig}); run again, it is found then"
             ) from error
         except DatabaseError as error:
-            raise StoreError(
-                f"the database cannot be used: {error.orig}; free some disk space and run again"
+            raise _refused(self._engine, error) or StoreError(
+                f"the database cannot be used: {error.orig}; look after it and its disk, and run again"
             ) from error
 
     def add_trace(self, trace: Trace) -> None:
@@ -233,6 +239,23 @@ class Store:
         with self._begin() as connection:
             rows = connection.execute(select(answers).where(answers.c.system == system)).mappings().all()
         return {row["example"]: Answer(**row) for row in rows}
+
+
+def _refused(engine: Engine, error: DatabaseError) -> HomestillError | None:
+    """A full disk or a read-only one, as SQLite tells them in several ways; None where it is something else."""
+    reason = getattr(error.orig, "sqlite_errorname", "")
+    folder = Path(engine.url.database or ".").resolve().parent
+    if not reason or not folder.is_dir():
+        return None
+    if reason == "SQLITE_FULL" or shutil.disk_usage(folder).free < LITTLE:
+        return DiskError(
+            f"the disk below {folder} is full; free some space (homestill prune says what may go) and run again"
+        )
+    if reason.startswith("SQLITE_READONLY") or not os.access(folder, os.W_OK):
+        return StoreError(
+            f"{folder} cannot be written to; make it writable, or point HOMESTILL_HOME at another folder"
+        )
+    return None
 
 
 def _durable_sqlite(connection: Any, _: Any) -> None:

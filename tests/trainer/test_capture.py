@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 from tests.servers import PretendTeacher, serving
 from tests.tasks import write_task
 from trainer import capture, pipeline, task
-from trainer.errors import BudgetError, TeacherError
+from trainer.errors import BudgetError, DiskError, TeacherError
 from trainer.process import module
 from trainer.runs import Home, Run, read_json, write_json
 from trainer.traces import Store
@@ -228,3 +229,19 @@ def test_a_refusal_that_the_program_swallows_is_no_answer(desk: Desk) -> None:
     with pytest.raises(TeacherError, match="check the key"):
         desk.work()
     assert desk.work()["mean_score"] == 1.0
+
+
+def test_a_disk_without_room_for_the_answers_is_found_before_they_are_paid_for(desk: Desk) -> None:
+    with desk.run() as run, pytest.raises(DiskError, match=r"capture needs 0\.05 GB below"):
+        capture.work(replace(run, disk_free=lambda _: 1_000_000), threading.Event())
+    assert desk.teacher.asked == []
+
+
+def test_what_can_be_left_for_the_parent_on_a_full_disk_is_the_exit_code(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert capture._leave(tmp_path / "file" / "error.json", DiskError("full")) == capture.FULL
+    assert capture._leave(tmp_path / "error.json", OSError(errno.ENOSPC, "No space left", "a")) == 1
+    assert read_json(tmp_path / "error.json") == {"kind": "OSError", "message": "a: No space left"}
+    (tmp_path / "sitecustomize.py").write_text(f"import os; os._exit({capture.FULL})", encoding="utf-8")
+    with desk.run() as run, pytest.raises(DiskError, match=r"the disk below .* is full"):
+        capture.run(replace(run, environment={"PYTHONPATH": str(tmp_path)}))

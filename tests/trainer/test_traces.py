@@ -12,8 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, event
 
-from trainer.errors import StoreError
+from trainer.errors import DiskError, StoreError
 from trainer.traces import MIGRATIONS, Answer, Store, Trace
 
 TRACE = Trace(
@@ -99,3 +100,20 @@ def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be opened") as caught:
         Store.open(url(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "said"),
+    [
+        ("max_page_count=1", DiskError, r"the disk below .* is full; free some space"),
+        ("query_only=ON", StoreError, r".* cannot be written to; make it writable"),
+    ],
+)
+def test_a_full_and_a_read_only_disk_are_called_so(
+    tmp_path: Path, state: str, error: type[Exception], said: str
+) -> None:
+    engine = create_engine(url(tmp_path))
+    with closing(Store.open(url(tmp_path))), closing(Store(engine)) as store:
+        event.listen(engine, "connect", lambda connection, _: connection.execute(f"PRAGMA {state}"))
+        with pytest.raises(error, match=said):
+            store.add_trace(dataclasses.replace(TRACE, completion="long" * 100_000))

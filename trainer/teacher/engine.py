@@ -23,7 +23,7 @@ from dspy.utils.exceptions import (
     LMUnsupportedFeatureError,
 )
 
-from trainer.errors import TeacherError
+from trainer.errors import HomestillError, TeacherError
 from trainer.lm import Session, call_record, current_session, openai_messages
 from trainer.runs import sha256_json
 from trainer.teacher.prices import Ledger, Usage
@@ -97,7 +97,7 @@ class Teacher:
             return self._buy(key, opened, request)
         except ContextWindowExceededError:
             raise
-        except (TeacherError, LMError) as error:
+        except (HomestillError, LMError) as error:
             opened.refused[key] = self._ledger.refused[key] = error
             raise
 
@@ -140,7 +140,11 @@ class Teacher:
         empty: dict[str, Any] = {"completion": "", "response": {}, "latency_ms": 0.0}
         about = empty | vars(usage) | dict(self._identity) | told
         trace = Trace(example=opened.example, predictor=opened.caller(), messages=messages, **about)
-        self._store.add_trace(trace)
+        try:
+            self._store.add_trace(trace)
+        except HomestillError as error:
+            self._ledger.closed = error
+            raise
         return trace
 
     def _real_client(self) -> dspy.LM:

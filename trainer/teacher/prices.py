@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from trainer.errors import BudgetError, TeacherError
+from trainer.errors import BudgetError, HomestillError, TeacherError
 from trainer.settings import Price, TeacherSettings
 
 DEFAULT_MAX_TOKENS = 4096
@@ -80,6 +80,8 @@ class Ledger:
         self._lock = threading.Lock()
         self.refused: dict[str, Exception] = {}
         """The calls that could not be bought, whoever swallowed their errors."""
+        self.closed: HomestillError | None = None
+        """Why nothing more is bought: a call that was paid for could not be stored, nor would the next one be."""
 
     @property
     def spent_usd(self) -> float:
@@ -95,7 +97,10 @@ class Ledger:
 
         Raises:
             BudgetError: it could pass the budget.
+            HomestillError: an earlier call could not be stored.
         """
+        if self.closed:
+            raise self.closed
         prompt = sum(len(message["content"].encode()) + 8 for message in messages)
         completion = max_tokens or DEFAULT_MAX_TOKENS
         worst = Usage(prompt, completion, cost(self._price, prompt, completion))

@@ -13,12 +13,12 @@ from dspy import lm15
 from dspy._vendor.lm15.transports import ConnectError
 from dspy.lm15 import Message, Request, Response, Usage
 
-from trainer.errors import BudgetError, TeacherError
+from trainer.errors import BudgetError, DiskError, TeacherError
 from trainer.lm import session
 from trainer.settings import Price
 from trainer.teacher.engine import Teacher
 from trainer.teacher.prices import Ledger
-from trainer.traces import Store
+from trainer.traces import Store, Trace
 
 
 class Counted:
@@ -186,3 +186,19 @@ def test_uncounted_tokens_are_billed_at_the_worst_case(store: Store) -> None:
     trace_cost = store.spent("t")
     assert trace_cost == pytest.approx((len("hello") + 8 + 10) / 1e6)
     assert call["cost_usd"] == trace_cost
+
+
+def test_once_a_call_could_not_be_stored_none_is_bought(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Trace) -> None:
+        raise DiskError("the disk is full")
+
+    provider = Counted()
+    lm = teacher(store, provider, retries=3)
+    monkeypatch.setattr(store, "add_trace", full)
+    for example in ("a", "b"):
+        with session(example, {}) as opened, pytest.raises(Exception, match="the disk is full"):
+            lm("hello")
+        assert [type(error) for error in opened.refused.values()] == [DiskError]
+    assert len(provider.requests) == 1
