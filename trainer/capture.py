@@ -104,7 +104,19 @@ def estimate(run: Run) -> Quote:
     rows = assignment.examples()
     missing = [example for example in rows if example.id not in done]
     optimizes = run.task.settings.teacher.optimizer != "none" and _saved_program(run) is None
+    if not optimizes:  # or else nobody knows the prompts yet
+        stored = _replayed(run, loaded, missing)
+        missing = [example for example in missing if example.id not in stored]
     return quote(loaded, missing, list(done.values()), optimizes=optimizes)
+
+
+def _replayed(run: Run, loaded: Program, missing: list[Example]) -> set[str]:
+    """The examples all of whose calls are stored, as after a change that left the prompts alone: nothing is bought."""
+    asked = run.store.asked(run.task.name)
+    stopped = threading.Event()
+    stopped.set()
+    lm = teacher_lm(run, loaded.hash, "capture", open_ledger(run), stopping=stopped)
+    return {each.id for each in missing if each.id in asked and program.replays(loaded, each, lm)}
 
 
 def system_of(run: Run, loaded: Program) -> str:

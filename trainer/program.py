@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -198,6 +198,22 @@ def answer(program: Program, example: Example, lm: dspy.LM, role: str, system: s
         TaskError: the metric failed.
     """
     return judged(program, example, lm, role, system)[0]
+
+
+def replays(program: Program, example: Example, lm: dspy.LM) -> bool:
+    """Whether the program asks nothing that is not stored.
+
+    Args:
+        lm: a teacher's that may buy nothing.
+    """
+    inputs = {name: example.values[name] for name in program.task.settings.inputs}
+    with (
+        session(example.id, program.names) as opened,
+        dspy.context(lm=lm, adapter=adapter()),
+        suppress(Exception),  # whatever the program makes of an answer, or of a refusal
+    ):
+        program.module(**inputs)
+    return not opened.refused
 
 
 def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: str) -> tuple[Answer, Session]:

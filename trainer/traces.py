@@ -219,6 +219,14 @@ class Store:
         with self._begin() as connection:
             return [Trace(**row) for row in connection.execute(query).mappings()]
 
+    def asked(self, task: str) -> set[str]:
+        """The examples of which calls are stored."""
+        query = (
+            select(traces.c.example).where(traces.c.task == task, traces.c.purpose == "capture").distinct()
+        )
+        with self._begin() as connection:
+            return set(connection.execute(query).scalars())
+
     def score_traces(self, identities: Sequence[str], score: float) -> None:
         """Write the score of an example to the traces that led to it."""
         with self._begin() as connection:

@@ -245,3 +245,19 @@ def test_what_can_be_left_for_the_parent_on_a_full_disk_is_the_exit_code(desk: D
     (tmp_path / "sitecustomize.py").write_text(f"import os; os._exit({capture.FULL})", encoding="utf-8")
     with desk.run() as run, pytest.raises(DiskError, match=r"the disk below .* is full"):
         capture.run(replace(run, environment={"PYTHONPATH": str(tmp_path)}))
+
+
+def test_what_is_quoted_is_what_will_be_bought(desk: Desk) -> None:
+    desk.work()
+    program = desk.folder / "program.py"
+    program.write_text(f"# a comment\n{program.read_text('utf-8')}", encoding="utf-8")
+    with (desk.folder / "data" / "rows.jsonl").open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps({"text": "word number 99", "label": "odd"}) + "\n")
+    with desk.run() as run:
+        found = capture.estimate(run)
+    assert (found.examples, found.calls) == (1, 1)
+    assert len(desk.teacher.asked) == 12
+    change(desk.folder, max_tokens=50)  # another question
+    with desk.run() as run:
+        assert capture.estimate(run).calls == 12
+    assert len(desk.teacher.asked) == 12
