@@ -96,8 +96,8 @@ def run(run: Run) -> None:
         )
 
 
-def estimate(run: Run) -> Quote:
-    """What is still to be bought, without buying it."""
+def estimate(run: Run, stopping: threading.Event | None = None) -> Quote:
+    """What is still to be bought, without buying it; the program runs on examples that have stored calls."""
     loaded = program.load(run.task, _saved_program(run))
     assignment = splits.assigned(run.task)
     done = run.store.answers(system_of(run, loaded))
@@ -105,18 +105,32 @@ def estimate(run: Run) -> Quote:
     missing = [example for example in rows if example.id not in done]
     optimizes = run.task.settings.teacher.optimizer != "none" and _saved_program(run) is None
     if not optimizes:  # or else nobody knows the prompts yet
-        stored = _replayed(run, loaded, missing)
+        stored = _replayed(run, loaded, missing, stopping or threading.Event())
         missing = [example for example in missing if example.id not in stored]
     return quote(loaded, missing, list(done.values()), optimizes=optimizes)
 
 
-def _replayed(run: Run, loaded: Program, missing: list[Example]) -> set[str]:
+def _replayed(run: Run, loaded: Program, missing: list[Example], stopping: threading.Event) -> set[str]:
     """The examples all of whose calls are stored, as after a change that left the prompts alone: nothing is bought."""
     asked = run.store.asked(run.task.name)
-    stopped = threading.Event()
-    stopped.set()
-    lm = teacher_lm(run, loaded.hash, "capture", open_ledger(run), stopping=stopped)
-    return {each.id for each in missing if each.id in asked and program.replays(loaded, each, lm)}
+    known = [each for each in missing if each.id in asked]
+    if not known:
+        return set()
+    buying_nothing = threading.Event()
+    buying_nothing.set()
+    lm = teacher_lm(run, loaded.hash, "capture", open_ledger(run), stopping=buying_nothing)
+
+    def stored(example: Example) -> bool:
+        return not stopping.is_set() and program.replays(loaded, example, lm)
+
+    workers = run.concurrency or run.task.settings.teacher.concurrency
+    with progress("quote", len(known)) as advance, ThreadPoolExecutor(workers) as pool:
+        found = set()
+        for each, whole in zip(known, pool.map(stored, known), strict=True):
+            advance()
+            if whole:
+                found.add(each.id)
+    return found
 
 
 def system_of(run: Run, loaded: Program) -> str:
@@ -136,7 +150,7 @@ def work(run: Run, stopping: threading.Event) -> None:
     assignment = splits.assigned(run.task)
     ledger = open_ledger(run)
     rows = assignment.examples()
-    price = None if offline(run.environment) else estimate(run)
+    price = None if offline(run.environment) else estimate(run, stopping)
     if price and price.calls:
         log.warning("capture: %s (budget $%g)", price.sentence(), run.task.settings.teacher.budget_usd)
         log.warning("%s", TERMS)
@@ -165,9 +179,15 @@ def _optimized(run: Run, assignment: splits.Assignment, ledger: Ledger, stopping
     judge = teacher_lm(run, plain.hash, "judge", ledger, stopping=stopping)
     if saved is None:
         lm = teacher_lm(run, plain.hash, "optimize", ledger, stopping=stopping)
-        state = optimize(program.load(run.task, judge=judge), lm, assignment.splits["train"])
-        for refused in ledger.refused.values():
-            raise refused  # optimizers swallow errors; what they made of the rest is not what was asked for
+        train = assignment.splits["train"]
+        state, failed = None, None
+        try:
+            state = optimize(program.load(run.task, judge=judge), lm, train)
+        except Exception as error:  # noqa: BLE001  after so many failures an optimizer raises one of its own
+            failed = error
+        # optimizers swallow errors; what they made of the rest is not what was asked for
+        if failed := next(iter(ledger.refused.values()), failed):
+            raise program.translated(failed, TeacherError) from failed
         write_json(run.stage("capture") / "program.json", state)
     return program.load(run.task, run.stage("capture") / "program.json", judge)
 
@@ -279,8 +299,8 @@ def _leave(failed: Path, error: HomestillError | OSError) -> int:
     message = told(error) if isinstance(error, OSError) else str(error)
     try:
         write_json(failed, {"kind": type(error).__name__, "message": message})
-    except OSError:
-        return FULL
+    except OSError as none:
+        return FULL if isinstance(error, DiskError) or none.errno in (errno.ENOSPC, errno.EDQUOT) else 1
     return 1
 
 

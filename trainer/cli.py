@@ -64,13 +64,13 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
 
 
 @app.command(epilog="Example: homestill check my-task")
-def check(folder: TaskArgument = Path()) -> None:
+def check(folder: TaskArgument = Path(), force: Force = False) -> None:
     """Validate task.yaml, program, metric, data, and the base if it is here; nothing is called or fetched."""
     from trainer import preflight, program
     from trainer.splits import assigned
 
     loaded = task.load(folder)
-    known = preflight.without_network(loaded, Home.from_environment(os.environ))
+    known = preflight.without_network(loaded, Home.from_environment(os.environ), force=force)
     splits, found = assigned(loaded), program.load(loaded)
     rows = len(splits.examples()) + sum(map(len, splits.dropped.values()))
     out.print(f"[green]task {loaded.name} is valid[/]: {rows} rows, predictors {', '.join(found.predictors)}")

@@ -43,8 +43,11 @@ def check(run: Run) -> None:
         raise PreflightError([*dict.fromkeys(faults), "nothing was asked of the teacher yet"])
 
 
-def without_network(task: Task, home: Home) -> bool:
+def without_network(task: Task, home: Home, *, force: bool = False) -> bool:
     """Find what is wrong with a task on any machine; its base is looked at where it lies here already.
+
+    Args:
+        force: as of `of_task`.
 
     Returns:
         Whether it does.
@@ -62,7 +65,7 @@ def without_network(task: Task, home: Home) -> bool:
             prepare.fit(task.settings.student, base)
         return []
 
-    if faults := [*of_task(task), *_of_base(task, fits)]:
+    if faults := [*of_task(task, force=force), *_of_base(task, fits)]:
         raise PreflightError(faults)
     return known
 

@@ -90,7 +90,7 @@ class Program:
                 given = self.metric(gold, prediction, [] if strict else None)
                 value = float(given.score if isinstance(given, dspy.Prediction) else given)
             except LMError as error:
-                raise _translated(error, TeacherError) from error
+                raise translated(error, TeacherError) from error
             except Exception as error:
                 raise TaskError(
                     [f"metric failed on example {example.id}: {_brief(error)}; mend the metric"]
@@ -228,11 +228,11 @@ def judged(program: Program, example: Example, lm: dspy.LM, role: str, system: s
         except (AdapterParseError, ContextWindowExceededError) as error:
             fault = _brief(error)
         except LMError as error:
-            raise _translated(error, TeacherError if opened.refused else failure) from error
+            raise translated(error, TeacherError if opened.refused else failure) from error
         except Exception as error:  # noqa: BLE001  the program's own code failed on this answer: it counts as wrong
             fault = _brief(error)
     for refused in opened.refused.values():
-        raise _translated(refused, TeacherError) from refused
+        raise translated(refused, TeacherError) from refused
     elapsed = (time.perf_counter() - started) * 1000
     calls = list(opened.calls)
     score, strict = 0.0, 0.0
@@ -312,7 +312,7 @@ def _labels(annotation: Any) -> tuple[str, ...]:
     return tuple(str(value) for value in get_args(annotation)) if get_origin(annotation) is Literal else ()
 
 
-def _translated(error: Exception, failure: type[HomestillError]) -> HomestillError:
+def translated(error: Exception, failure: type[HomestillError]) -> HomestillError:
     """Ours for theirs; an error of ours that passed through DSPy comes out as itself."""
     cause: BaseException | None = error
     while cause is not None:

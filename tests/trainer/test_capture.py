@@ -231,6 +231,14 @@ def test_a_refusal_that_the_program_swallows_is_no_answer(desk: Desk) -> None:
     assert desk.work()["mean_score"] == 1.0
 
 
+@pytest.mark.filterwarnings("ignore")  # of the optimizer's libraries
+def test_a_refusal_inside_an_optimizer_is_said_as_anywhere(desk: Desk) -> None:
+    write_task(desk.folder, rows=80, teacher={**SETTINGS_TEACHER, "optimizer": "bootstrap"})
+    desk.teacher.failures = [401] * 200
+    with pytest.raises(TeacherError, match="check the key"):
+        desk.work()
+
+
 def test_a_disk_without_room_for_the_answers_is_found_before_they_are_paid_for(desk: Desk) -> None:
     with desk.run() as run, pytest.raises(DiskError, match=r"capture needs 0\.05 GB below"):
         capture.work(replace(run, disk_free=lambda _: 1_000_000), threading.Event())
@@ -242,6 +250,7 @@ def test_what_can_be_left_for_the_parent_on_a_full_disk_is_the_exit_code(desk: D
     assert capture._leave(tmp_path / "file" / "error.json", DiskError("full")) == capture.FULL
     assert capture._leave(tmp_path / "error.json", OSError(errno.ENOSPC, "No space left", "a")) == 1
     assert read_json(tmp_path / "error.json") == {"kind": "OSError", "message": "a: No space left"}
+    assert capture._leave(tmp_path / "file" / "error.json", TeacherError("other")) == 1
     (tmp_path / "sitecustomize.py").write_text(f"import os; os._exit({capture.FULL})", encoding="utf-8")
     with desk.run() as run, pytest.raises(DiskError, match=r"the disk below .* is full"):
         capture.run(replace(run, environment={"PYTHONPATH": str(tmp_path)}))
@@ -256,6 +265,10 @@ def test_what_is_quoted_is_what_will_be_bought(desk: Desk) -> None:
     with desk.run() as run:
         found = capture.estimate(run)
     assert (found.examples, found.calls) == (1, 1)
+    stopped = threading.Event()
+    stopped.set()
+    with desk.run() as run:  # the program runs no more once the run is being stopped
+        assert capture.estimate(run, stopped).calls == 13
     assert len(desk.teacher.asked) == 12
     change(desk.folder, max_tokens=50)  # another question
     with desk.run() as run:

@@ -77,6 +77,12 @@ def test_bad_data_lists_the_rows(tmp_path: Path) -> None:
     assert "data/more.jsonl:2" in done.stderr
 
 
+def test_what_a_run_goes_on_with_by_force_check_does_too(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "words", rows=40)
+    assert "or go on with --force" in homestill("check", folder).stderr
+    assert homestill("check", folder, "--force").returncode == 0
+
+
 def test_a_stage_out_of_order_says_what_to_run(tmp_path: Path) -> None:
     done = homestill("evaluate", write_task(tmp_path / "words"))
     assert done.returncode == 1
