@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import defaultdict
@@ -46,6 +47,13 @@ def perhaps_billed(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, ConnectError):
         cause = cause.__cause__
     return cause is None
+
+
+def _as_text(response: Response) -> Response:
+    """The answer as UTF-8 can hold it: half of a surrogate pair, where a provider cut one, becomes a question mark."""
+    told = json.dumps(response_to_dict(response), ensure_ascii=False).encode(errors="replace")
+    found: Response = response_from_dict(json.loads(told))
+    return found
 
 
 class Teacher:
@@ -125,6 +133,7 @@ class Teacher:
                 if bill.worst.cost_usd and perhaps_billed(error):
                     self._keep(opened, messages, bill.worst, id=uuid4().hex, purpose=LOST)
                 raise
+            response = _as_text(response)
             return self._keep(
                 opened,
                 messages,

@@ -27,6 +27,7 @@ class Counted:
     def __init__(self, *failures: BaseException) -> None:
         self.requests: list[Request] = []
         self.usage = Usage(input_tokens=1_000_000, output_tokens=0)
+        self.says = "answer {}"
         self.failures = list(failures)
         """Raised one after the other before it answers."""
 
@@ -34,7 +35,7 @@ class Counted:
         self.requests.append(request)
         if self.failures:
             raise self.failures.pop(0)
-        said = Message.assistant(f"answer {len(self.requests)}")
+        said = Message.assistant(self.says.format(len(self.requests)))
         return Response(id=None, model=request.model, message=said, finish_reason="stop", usage=self.usage)
 
 
@@ -177,6 +178,15 @@ def test_once_stopping_nothing_is_bought_but_what_is_stored_is_replayed(store: S
     with pytest.raises(Exception, match="being stopped") as caught:
         ask(lm, "b", "hello")
     assert isinstance(caught.value.__cause__, TeacherError)
+
+
+def test_half_a_character_is_paid_for_once_too(store: Store) -> None:
+    provider = Counted()
+    provider.says = "cut \ud83d"
+    (first,) = ask(teacher(store, provider), "e1", "q")
+    (again,) = ask(teacher(store, provider), "e1", "q")
+    assert first["completion"] == again["completion"] == "cut ?"
+    assert len(provider.requests) == 1
 
 
 def test_uncounted_tokens_are_billed_at_the_worst_case(store: Store) -> None:
