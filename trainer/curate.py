@@ -92,7 +92,8 @@ def _traffic(run: Run, calls: Sequence[dict[str, Any]]) -> tuple[list[dict[str, 
     settings = run.task.settings.curate
     found, unfit = harvest.rows(run.store.traffic(run.task.name), calls, settings.near_duplicate)
     loaded = program.load(run.task)
-    marked = all(call["completion"].rstrip().endswith(END) for call in calls)
+    whole = [call for call in calls if call["finish_reason"] != "length"]
+    marked = all(call["completion"].rstrip().endswith(END) for call in whole)
     kept = []
     for row in found:
         reason = misshapen(row["completion"], settings) or _unread(row, loaded, marked=marked)

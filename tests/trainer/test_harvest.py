@@ -138,6 +138,8 @@ def test_an_answer_without_the_end_that_all_captured_ones_have_was_cut_off(run: 
     for answer in run.store.answers(system).values():
         calls = [call | {"completion": ended} for call in answer.calls]
         run.store.add_answer(replace(answer, system="ended", calls=calls))
+    short = [call | {"completion": "[[ ## label ## ]]\no", "finish_reason": "length"} for call in calls]
+    run.store.add_answer(replace(answer, system="ended", example="cut off itself", calls=short))
     write_json(run.folder / "capture" / "summary.json", {"system": "ended"})
     whole = entry("whole", "a longer question than the other one", answer={"content": ended})
     journal(run, entry("cut"), whole)

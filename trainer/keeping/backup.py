@@ -28,7 +28,15 @@ from trainer.errors import BundleError, BusyError, StoreError
 SETTINGS = ("serve.yaml", "keys.json", "bundle.json")
 FOLDERS = ("releases", "tasks", "legal")
 SPOOL = "journal-*.spool"
-LOCKS = (SPOOL, "runs/*/.lock", "runs/*/.capture.lock", "studies/*/*/.lock", "watch/.lock", ".load.lock")
+LOCKS = (
+    SPOOL,
+    "runs/*/.lock",
+    "runs/*/.capture.lock",
+    "studies/*/*/.lock",
+    "studies/*/*/runs/.capture.lock",
+    "watch/.lock",
+    ".load.lock",
+)
 """Held by endpoints, runs, captures (which outlive a killed run), studies, the watch and the loading of a bundle."""
 BUSY_S = 60.0
 

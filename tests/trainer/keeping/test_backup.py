@@ -151,6 +151,7 @@ def test_nothing_is_restored_under_a_running_endpoint(home: Path, tmp_path: Path
         "runs/words/.lock",
         "runs/words/.capture.lock",
         "studies/words/order/.lock",
+        "studies/words/order/runs/.capture.lock",
         "watch/.lock",
         ".load.lock",
     ],
