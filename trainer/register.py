@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,22 +83,42 @@ def run(run: Run, *, local: Runtime | None = None, chat: Chat | None = None) -> 
     folder = run.stage("register")
     (run.folder / RECORD).unlink(missing_ok=True)
     student, base = local_models(run)
-    # names are hashes of the content, so other runs and the release may use the same
-    made = [model.name for model in (student, base) if not local.has(model.name)]
-    registered = local.register(student)
-    registered_base = local.register(base)
     parity = Parity()
-    try:
-        _prove(run, parity, local, chat or Chat(), registered=registered, model=student)
-    except RegisterError as error:
-        parity.fault = str(error)
-        write_json(folder / "parity.json", parity.to_json())
-        for name in made:
-            local.remove(name)
-        raise
+    with taken_back(local, [student.name, base.name], folder):
+        try:
+            registered, registered_base = local.register(student), local.register(base)
+            _prove(run, parity, local, chat or Chat(), registered=registered, model=student)
+        except RegisterError as error:
+            parity.fault = str(error)
+            write_json(folder / "parity.json", parity.to_json())
+            raise
     write_json(folder / "parity.json", parity.to_json())
     record(run.folder, {"model": registered, "base": registered_base})
     logger.info("registered %s, %.3f of its answers as trained", registered.name, parity.answers_equal)
+
+
+@contextmanager
+def taken_back(local: Runtime, names: Sequence[str], folder: Path) -> Iterator[None]:
+    """Remove the models that a registration makes where it is refused; an earlier try that was killed is the same one.
+
+    Names are hashes of the content: what was there before belongs to other runs, or to the release.
+
+    Args:
+        names: that may be made.
+        folder: of the stage, which remembers what is made meanwhile.
+    """
+    noted = folder / "made.json"
+    before = read_json(noted) if noted.is_file() else []
+    made = [name for name in names if name in before or not local.has(name)]
+    write_json(noted, made)
+    try:
+        yield
+    except RegisterError:
+        for name in made:
+            local.remove(name)
+        noted.unlink()
+        raise
+    noted.unlink()
 
 
 def local_models(run: Run) -> tuple[LocalModel, LocalModel]:

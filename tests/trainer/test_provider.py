@@ -141,6 +141,16 @@ def test_what_an_lm_says_itself_is_kept(provider: OllamaProvider, registered: st
     assert (lm.kwargs["temperature"], lm.kwargs["max_tokens"]) == (0.5, 9)
 
 
+def test_no_key_of_the_users_goes_to_the_runtime(
+    provider: OllamaProvider, registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")
+    lm = dspy.LM(f"openai/{registered}", provider=provider, cache=False)
+    lm.launch()
+    assert lm("Hello") == ["A canned answer."]
+    assert lm.kwargs["api_key"] == "none"
+
+
 def test_an_unknown_model_is_killed_in_silence_and_launched_with_an_error(provider: OllamaProvider) -> None:
     lm = dspy.LM("ollama_chat/nobody", provider=provider)
     lm.kill()

@@ -112,10 +112,14 @@ class Fake:
     """Is put before every rendered prompt."""
     known: set[str] = field(default_factory=set)
     """Names that were there before."""
+    refused: str = ""
+    """The name that is not taken."""
     registered: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
 
     def register(self, model: LocalModel) -> Registration:
+        if model.name == self.refused:
+            raise RegisterError("no such thing")
         self.registered.append(model.name)
         return Registration(self.kind, model.name, model.sha256, model.context, gguf=str(model.gguf))
 
@@ -204,6 +208,24 @@ def test_what_was_there_before_stays_where_parity_fails(run: Run, fake: Fake) ->
     with pytest.raises(RegisterError):
         register.run(run, local=fake, chat=fake.chat)
     assert fake.removed == [student.name]
+
+
+def test_what_a_killed_try_made_is_taken_back_by_the_next(run: Run, fake: Fake) -> None:
+    gone = Chat(httpx.MockTransport(lambda _: httpx.Response(503)), sleep=lambda _: None)
+    with pytest.raises(RuntimeUnavailable):
+        register.run(run, local=fake, chat=gone)
+    fake.known, fake.spoil = set(fake.registered), "Hello. "
+    with pytest.raises(RegisterError):
+        register.run(run, local=fake, chat=fake.chat)
+    assert set(fake.removed) == fake.known
+
+
+def test_a_base_that_is_refused_takes_the_student_with_it(run: Run, fake: Fake) -> None:
+    student, base = register.local_models(run)
+    fake.refused = base.name
+    with pytest.raises(RegisterError, match="no such thing"):
+        register.run(run, local=fake, chat=fake.chat)
+    assert student.name in fake.removed
 
 
 def test_worse_answers_undo_the_registration(run: Run, fake: Fake) -> None:

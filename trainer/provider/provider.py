@@ -99,13 +99,14 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        given: dict[str, Any] = {"student": student, "home": home, "seed": seed, "keep_alive": keep_alive}
-        self._again = partial(type(self), base, name=name, runtime=runtime, **given)
         self.finetunable = True
         self.TrainingJob = partial(TuningJob, provider=self)
         environment = dict(os.environ if environment is None else environment)
         place = Home(Path(home).expanduser().resolve()) if home else Home.from_environment(environment)
         self._base = _located(str(base))
+        given: dict[str, Any] = {"student": student, "seed": seed, "keep_alive": keep_alive}
+        kept = place.root if home else None
+        self._again = partial(type(self), self._base, name=name, runtime=runtime, home=kept, **given)
         self._settings = student_settings(self._base, student or {})
         self._student = dict(student or {})
         if runtime:  # what training asks of the runtime is asked of this one
@@ -166,6 +167,8 @@ class OllamaProvider(dspy.Provider):  # type: ignore[misc]
         """Tell a model where it answers; greedy and as long as it was made to, where it does not say otherwise."""
         kwargs = lm.kwargs
         kwargs["api_base"] = self.models.api_base
+        if lm.model.startswith("openai/"):
+            kwargs["api_key"] = "none"  # never the user's own, which DSPy would take
         if kwargs.get("temperature") is None:
             kwargs["temperature"] = 0.0  # Ollama's /v1 samples at 1.0 where it is missing
         if kwargs.get("max_tokens") is None:

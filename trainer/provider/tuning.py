@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from trainer import child, pipeline, prepare
 from trainer import export as exporting
 from trainer import register as registering
-from trainer.errors import BusyError, RegisterError, TrainError, told
+from trainer.errors import BusyError, TrainError, told
 from trainer.gguf_files import PACKAGES, Maker, cached_base
 from trainer.progress import progress
 from trainer.provider.models import Models
@@ -230,7 +230,7 @@ def _made(run: Run, stages: Sequence[pipeline.Stage], models: Models) -> Registr
     made = recorded(run.folder)["model"]
     if not models.has(made.name):
         for name in ("export", "register"):
-            (run.folder / name / "stage.json").unlink()
+            (run.folder / name / "stage.json").unlink(missing_ok=True)
         _execute(run, stages)
     return made
 
@@ -242,8 +242,8 @@ def _execute(run: Run, stages: Sequence[pipeline.Stage]) -> None:
         try:
             pipeline.execute(run, map(_stoppable, left))
         except BusyError:
-            if not waiting:
-                process, other = holder(run.folder.parent)
+            process, other = holder(run.folder.parent)
+            if process and not waiting:
                 log.warning("%s waits for %s, which process %s is making", run.name, other, process)
             waiting = True
             time.sleep(WAIT_S)
@@ -274,18 +274,20 @@ def _register(local: Runtime, model: Callable[[], LocalModel]) -> pipeline.Stage
 
     def inputs(run: Run) -> dict[str, Any]:
         made = model()
-        return {"name": made.name, "runtime": local.kind, "url": getattr(local, "url", None)}
+        # the run's own: what another run once registered may have been removed since
+        return {
+            "run": run.name,
+            "name": made.name,
+            "runtime": local.kind,
+            "url": getattr(local, "url", None),
+        }
 
     def act(run: Run) -> None:
         made = model()
-        folder, known = run.stage("register"), local.has(made.name)
-        registered = local.register(made)
-        try:
+        folder = run.stage("register")
+        with registering.taken_back(local, [made.name], folder):
+            registered = local.register(made)
             evidence = _prove(run, made, registered, local)
-        except RegisterError:
-            if not known:
-                local.remove(registered.name)
-            raise
         write_json(folder / "parity.json", evidence)
         record(run.folder, {"model": registered})
 

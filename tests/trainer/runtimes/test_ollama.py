@@ -240,6 +240,8 @@ def test_a_file_that_is_no_model(ollama: Ollama, double: OllamaDouble, tmp_path:
 def test_this_machine_is_asked_without_a_proxy(
     double: OllamaDouble, model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody is
     found = Ollama(double.url)
