@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class Run:
             folder: where they will lie, if not in the home, and the environment's name for that place.
         """
         place = folder or self.home.root
-        free = self.disk_free(place)
+        free = self.disk_free(folder or self.folder)
         if free < needed:
             raise DiskError(
                 f"{purpose} needs {needed / 1e9:.2f} GB below {place}, {free / 1e9:.2f} GB are free; "
@@ -113,18 +114,28 @@ def locked(folder: Path, task: str, run: str = "") -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(lock):
             process, _ = _held(lock)
             raise BusyError(
                 f"task {task} is being run by process {process or '?'}; wait for it to end or stop it"
-            ) from None
+            )
         lock.seek(0)
         lock.truncate()
         lock.write(f"{os.getpid()} {run}")
         lock.flush()
         yield
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Try a few times: who looks by `holder` has it for a moment."""
+    for pause in (0.05, 0.05, 0.0):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(pause)
+        else:
+            return True
+    return False
 
 
 def holder(folder: Path) -> tuple[str, str]:
@@ -152,7 +163,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

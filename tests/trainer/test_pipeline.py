@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from tests.tasks import write_task
 from trainer import pipeline, task
 from trainer.errors import BusyError, DiskError, TaskError
 from trainer.pipeline import Stage
-from trainer.runs import Home, Run, locked
+from trainer.runs import Home, Run, holder, locked, write_json
 from trainer.traces import Store
 
 
@@ -101,6 +104,27 @@ def test_two_runs_at_once_is_one_clear_error(run: Run) -> None:
         str(caught.value)
         == f"task words is being run by process {os.getpid()}; wait for it to end or stop it"
     )
+
+
+def test_who_looks_at_a_lock_keeps_nobody_out(run: Run) -> None:
+    folder = run.home.runs("words")
+    with locked(folder, "words", "r"):
+        assert holder(folder) == (str(os.getpid()), "r")
+    with open(folder / ".lock") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        threading.Timer(0.02, lambda: fcntl.flock(looked_at, fcntl.LOCK_UN)).start()
+        with locked(folder, "words"):
+            pass
+
+
+def test_several_may_write_one_file(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            write_json(tmp_path / "file.json", {"from": number})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_a_full_disk_is_one_clear_error(run: Run) -> None:
