@@ -68,6 +68,13 @@ class TestEntry:
         assert "HOMESTILL_API_KEYS=one,two" in found
         assert "sk-x" not in "".join(found)
 
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+    def test_a_key_file_that_cannot_be_read_ends_it(self, tmp_path: Path) -> None:
+        (tmp_path / "api_keys").write_text("one\n")
+        (tmp_path / "api_keys").chmod(0)
+        with pytest.raises(subprocess.CalledProcessError):
+            self.entered(secrets=str(tmp_path))
+
     def test_an_empty_file_counts_as_not_given(self, tmp_path: Path) -> None:
         (tmp_path / "teacher_key").touch()
         (tmp_path / "api_keys").touch()
