@@ -31,7 +31,7 @@ from serve.wire.sse import dumps
 NANO = 1_000_000_000
 LONGEST_ANSWER = 4096
 """Tokens that a teacher may answer with under a cap where the client names no limit."""
-UNPRICED = frozenset({"audio", "prediction", "web_search_options"})
+UNPRICED = frozenset({"audio", "models", "plugins", "prediction", "search_parameters", "web_search_options"})
 """Fields that cost what no price of tokens says, or beyond the limit for the answer."""
 TIERS = frozenset({None, "auto", "default", "flex"})
 """Values of `service_tier` that cost no more than the price list says."""
@@ -292,6 +292,9 @@ def _unpriced(body: Mapping[str, Any]) -> str | None:
             return name
     if body.get("service_tier") not in TIERS:
         return f"service_tier {body['service_tier']}"
+    for tool in body.get("tools") or ():
+        if tool.get("type") != "function":
+            return f"a tool of type {tool.get('type')}"
     for message in body["messages"]:
         content = message.get("content")
         for part in content if isinstance(content, list) else []:

@@ -12,6 +12,7 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -26,15 +27,23 @@ Sleep = Callable[[float], Awaitable[None]]
 Retried = Callable[[UpstreamDown], None]
 MENDED_BY_TIME = frozenset({408, 409, 425, 429})
 """Client errors that may be gone a moment later; so may every server error."""
+OLDER_WORD = (".mistral.ai", ".deepseek.com")
+"""Providers that refuse or ignore `max_completion_tokens`, OpenAI's newer name of `max_tokens`."""
+LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 def cost(price: Price | None, usage: Any) -> float | None:
-    """US dollars for OpenAI's `usage` object; None where the price or the number of tokens is not known."""
+    """US dollars for OpenAI's `usage` object; None where the price or the number of tokens is not known.
+
+    Some providers count what a model thought in `total_tokens` alone; it is billed as its answer is.
+    """
     if price is None or not isinstance(usage, Mapping):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not isinstance(prompt, int) or not isinstance(completion, int):
         return None
+    if isinstance(total := usage.get("total_tokens"), int):
+        completion = max(completion, total - prompt)
     return (price.input * prompt + price.output * completion) / 1e6
 
 
@@ -94,7 +103,7 @@ class Teacher:
             UpstreamDown: with `retry_after` where that is known.
             UpstreamRefused.
         """
-        attempt = 0
+        attempt, body = 0, self._worded(body)
         with self._admitted() as ticket:
             while True:
                 try:
@@ -115,7 +124,7 @@ class Teacher:
         Raises:
             UpstreamDown, UpstreamRefused: also in the middle.
         """
-        attempt, began = 0, False
+        attempt, began, body = 0, False, self._worded(body)
         with self._admitted() as ticket:
             while True:
                 try:
@@ -131,6 +140,16 @@ class Teacher:
                         raise
                     await self._wait(error, attempt, ticket, retried)
                 attempt += 1
+
+    def _worded(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the limit for the answer in the word that this provider knows."""
+        given = [body[name] for name in LIMITS if body.get(name)]
+        if not given or not (urlsplit(self.upstream.address).hostname or "").endswith(OLDER_WORD):
+            return body
+        return {
+            **{name: value for name, value in body.items() if name not in LIMITS},
+            "max_tokens": min(given),
+        }
 
     @contextmanager
     def _admitted(self) -> Iterator[int]:

@@ -24,6 +24,8 @@ CHAT = "/chat/completions"
 NO_SUCH_MODEL = 404
 DOWN = frozenset({401, 403, 407, 408, 409, 425, 429})
 """Client errors that are about us, our key or the moment, not about the request."""
+TIMEOUTS = frozenset({408, 504, 524})
+"""Of a gateway, behind which the model may have worked to the end."""
 DRAIN_S = 0.05
 """How long the end of a connection's answer is waited for after [DONE], so that the connection can be kept."""
 LONGEST_MESSAGE = 500
@@ -142,7 +144,7 @@ class Upstream:
         choices = answer.get("choices")
         if not _are_choices(choices):
             raise self._down("answered without a chat message")
-        if any(choice.get("finish_reason") is None for choice in answer["choices"]):
+        if not all(choice.get("finish_reason") for choice in answer["choices"]):
             raise self._down("gave up in the middle of its answer (no finish_reason)")
         return answer
 
@@ -277,6 +279,7 @@ class Upstream:
             message[:LONGEST_MESSAGE],
             status=status,
             body=shaped,
+            billable=status in TIMEOUTS,
             retry_after=retry_after(response.headers.get("Retry-After"), self._wall()),
         )
 
@@ -306,7 +309,7 @@ class _Choices:
             if not isinstance(choice, dict) or not isinstance(index := choice.get("index", 0), int):
                 return False
             self._begun.add(index)
-            if choice.get("finish_reason") is not None:
+            if choice.get("finish_reason"):  # some servers say "" until the end
                 self._ended.add(index)
         return True
 

@@ -119,6 +119,8 @@ def test_under_a_cap_an_unknown_price_is_an_error_and_never_nothing(tmp_path: Pa
         ({"web_search_options": {"search_context_size": "high"}}, "web_search_options"),
         ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
         ({"service_tier": "priority"}, "service_tier priority"),
+        ({"plugins": [{"id": "web"}]}, "plugins"),
+        ({"tools": [{"type": "web_search"}]}, "a tool of type web_search"),
     ],
 )
 def test_under_a_cap_what_tokens_do_not_bound_is_refused(

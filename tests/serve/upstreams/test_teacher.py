@@ -33,6 +33,7 @@ class Api:
 
     def __init__(self, *script: Exception | str) -> None:
         self.script = list(script)
+        self.bodies: list[Mapping[str, Any]] = []
         self.asked = 0
 
     async def _next(self) -> str:
@@ -45,6 +46,7 @@ class Api:
         return answer
 
     async def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        self.bodies.append(body)
         return {"text": await self._next()}
 
     async def chat_stream(self, body: Mapping[str, Any]) -> AsyncGenerator[bytes]:
@@ -233,9 +235,31 @@ async def test_a_stream_is_a_probe_until_its_first_event() -> None:
     assert state(lab) == "closed"
 
 
+@pytest.mark.parametrize(
+    ("address", "sent"),
+    [
+        ("https://api.mistral.ai/v1", {"max_tokens": 9}),
+        ("https://api.deepseek.com", {"max_tokens": 9}),
+        ("https://api.openai.com/v1", {"max_completion_tokens": 9, "max_tokens": 20}),
+    ],
+)
+@pytest.mark.asyncio
+async def test_the_limit_is_told_in_the_providers_word(address: str, sent: dict[str, int]) -> None:
+    lab = Lab("well")
+    lab.api.address = address
+    await lab.teacher.chat({"model": "m", "max_completion_tokens": 9, "max_tokens": 20})
+    assert lab.api.bodies == [{"model": "m", **sent}]
+
+
 def test_cost() -> None:
     price = Price(input=2.0, output=10.0)
     assert cost(price, {"prompt_tokens": 100, "completion_tokens": 10}) == pytest.approx(0.0003)
+    thought = {
+        "prompt_tokens": 100,
+        "completion_tokens": 10,
+        "total_tokens": 130,
+    }  # 20 of them in no other count
+    assert cost(price, thought) == pytest.approx(0.0005)
     assert cost(None, {"prompt_tokens": 100, "completion_tokens": 10}) is None
     assert [cost(price, usage) for usage in (None, {}, {"prompt_tokens": 1}, "x")] == [None] * 4
 

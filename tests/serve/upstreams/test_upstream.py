@@ -140,6 +140,14 @@ async def test_its_own_error_is_passed_on(upstream: Ask) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_gateways_timeout_may_be_billed(upstream: Ask) -> None:
+    async with serving(status(504, "upstream timed out")) as server:
+        with pytest.raises(UpstreamDown) as down:
+            await upstream(server.url).chat(BODY)
+    assert down.value.billable
+
+
+@pytest.mark.asyncio
 async def test_other_paths(upstream: Ask) -> None:
     async with serving(whole({"object": "list", "data": []})) as server:
         assert await upstream(server.url).post("/embeddings", {"input": "x"}) == {
