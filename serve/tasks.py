@@ -19,6 +19,8 @@ from serve.upstreams.teacher import Teacher, Teachers
 
 RETRY_S = 30.0
 """After this a release that could not be used is tried again, in case a file or a runtime came back."""
+LATEST = ":latest"
+"""What Ollama's lists put behind a name."""
 
 logger = logging.getLogger("serve")
 

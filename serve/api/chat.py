@@ -75,7 +75,7 @@ class Chat:
             ApiError: not let in, or nobody can answer.
             Left: the client hung up.
         """
-        caller = self.door.caller(request)
+        caller, body = self.door.caller(request), self._router.meant(body)
         self.door.check_task(caller, body["model"])
         ask = Ask(
             identity=new_identity(),

@@ -124,7 +124,7 @@ def _piece(choice: Mapping[str, Any], start: str, lengths: dict[int, int]) -> di
     logprobs = _logprobs(choice, lengths.get(index, 0))
     if index not in lengths:
         text = start + text
-    if not text and not logprobs and choice.get("finish_reason") is None:
+    if not text and not logprobs and not choice.get("finish_reason"):
         return None
     lengths[index] = lengths.get(index, 0) + len(text)
     return _choice(choice, text, logprobs)

@@ -17,7 +17,6 @@ from starlette.routing import Route
 from serve.api.chat import Chat
 from serve.api.checks import parsed
 from serve.api.ollama_words import (
-    LATEST,
     Asked,
     Ids,
     calls_of,
@@ -30,7 +29,7 @@ from serve.api.ollama_words import (
 from serve.api.replies import EventStream
 from serve.errors import ApiError, unknown_model
 from serve.guard.keys import Caller
-from serve.tasks import Served, Tasks
+from serve.tasks import LATEST, Served, Tasks
 from serve.wire.chunks import Collector
 from serve.wire.sse import dumps
 

@@ -17,9 +17,9 @@ import orjson
 
 from serve.api.checks import refuse, shown, validated
 from serve.errors import ApiError
+from serve.tasks import LATEST
 from serve.wire.sse import dumps
 
-LATEST = ":latest"
 RENAMED = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
 """Options with OpenAI's own names; `num_predict` is the one with another."""
 UNLIMITED = (-1, -2)

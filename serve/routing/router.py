@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -20,10 +20,10 @@ from serve.guard.keys import Caller
 from serve.routing import student
 from serve.routing.call import Ask, Call, Clock
 from serve.routing.decision import Decision, Reason
-from serve.routing.policy import tool_loop
+from serve.routing.policy import demands, tool_loop
 from serve.routing.strategies import strategies
 from serve.routing.teaching import Teaching, Withheld
-from serve.tasks import Tasks
+from serve.tasks import LATEST, Tasks
 from serve.upstreams.teacher import Teacher, Teachers, cost
 from serve.wire.chunks import Collector
 
@@ -81,6 +81,12 @@ class Router:
         model = ask.body["model"]
         return Call(ask, self._tasks.served.get(model), self._config.rules(model), self._clock)
 
+    def meant(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The request with its task's plain name: in Ollama's lists `tickets` is `tickets:latest`."""
+        name = body["model"].removesuffix(LATEST)
+        known = name in self._tasks.served or name in self._tasks.problems or name in self._config.tasks
+        return {**body, "model": name} if known and name != body["model"] else body
+
     async def answer(self, call: Call) -> Outcome:
         """Decide and answer.
 
@@ -91,7 +97,12 @@ class Router:
         call.alone = self._teacher(call) is None or call.ask.egress == "never"
         reason = strategy.before(call)
         if reason is None and call.rules.strategy != "shadow":
-            if call.streamed and call.rules.stream == "optimistic" and call.question:
+            if (
+                call.streamed
+                and call.rules.stream == "optimistic"
+                and call.question
+                and _as_it_comes(call.body)
+            ):
                 return await self._optimistic(call)
             reason = await strategy.judge(call)
             if reason == "confident":
@@ -192,13 +203,23 @@ class Router:
             return False
         if call.local_problem:
             return False  # it has failed for this request already
-        body = student.certified_body(call, call.question) if call.question else student.free_body(call)
+        plain = call.question is not None and not demands(call.body)
+        body = (
+            student.certified_body(call, call.question)
+            if plain and call.question
+            else student.free_body(call)
+        )
         return await student.ask(call, body) is None
 
     def _teacher(self, call: Call) -> Teacher | None:
         if self._teachers is None:
             return None
         return call.served.teacher if call.served else self._teachers.before_release(call.body["model"])
+
+
+def _as_it_comes(body: Mapping[str, Any]) -> bool:
+    """Whether the student's stream is all that was asked for: what is done to a decided answer is not done to it."""
+    return not (demands(body) or body.get("stop") or body.get("logprobs"))
 
 
 def _local(call: Call, decision: Decision) -> Outcome:

@@ -70,6 +70,9 @@ async def ask(call: Call, body: Mapping[str, Any], evidence: Evidence | None = N
     except UpstreamError as error:
         call.local_problem = str(error)
         return reason_of(error)
+    except ValueError as error:
+        call.local_problem = f"the local model sent no stream of chunks: {error}"
+        return "local_down"
     if answer is None:
         call.confidence = evidence.ceiling() if evidence else None
         return "low_confidence" if call.confidence else "unparsable"

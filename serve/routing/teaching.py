@@ -194,7 +194,7 @@ class _Places:
         self._streams: dict[tuple[Any, ...], Any] = {}
 
     def restore(self, choice: dict[str, Any]) -> None:
-        delta = choice.setdefault("delta", {})
+        delta = choice["delta"] = choice.get("delta") or {}
         at = choice.get("index", 0)
         for field in TEXTS:
             if isinstance(delta.get(field), str):
@@ -203,7 +203,7 @@ class _Places:
             function = part.get("function") or {}
             if isinstance(function.get("arguments"), str):
                 function["arguments"] = self._stream(at, part.get("index", 0)).feed(function["arguments"])
-        if choice.get("finish_reason") is not None:
+        if choice.get("finish_reason"):
             self._flush(at, delta)
 
     def _stream(self, choice: int, place: str | int) -> Any:

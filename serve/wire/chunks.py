@@ -108,7 +108,7 @@ class Collector:
         }
 
     def _add_choice(self, choice: Mapping[str, Any]) -> None:
-        self.ended += choice.get("finish_reason") is not None
+        self.ended += bool(choice.get("finish_reason"))
         if choice.get("index"):
             return
         self.finish_reason = choice.get("finish_reason") or self.finish_reason

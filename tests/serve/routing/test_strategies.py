@@ -108,6 +108,10 @@ class TestOptimistic:
         found = asked(tmp_path, local_model(UNSURE), question(), stream="optimistic")
         assert (found["route"], found["reason"]) == ("teacher", "low_confidence")
 
+    def test_what_is_done_to_a_decided_answer_alone_is_waited_for(self, tmp_path: Path) -> None:
+        found = asked(tmp_path, local_model(UNSURE), question(stream=True, stop=["x"]), stream="optimistic")
+        assert (found["route"], found["reason"]) == ("teacher", "low_confidence")
+
     def test_a_student_that_does_not_begin_gives_way(self, tmp_path: Path) -> None:
         found = asked(tmp_path, status(500), question(stream=True), stream="optimistic")
         assert (found["route"], found["reason"]) == ("teacher", "local_down")

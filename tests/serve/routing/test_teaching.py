@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse
 
-from serve.config import Config, Egress, Price, TaskRules
+from serve.config import Config, Egress, Price, TaskOverrides, TaskRules
 from serve.settings import Settings
 from tests.serve.endpoint_support import (
     Model,
@@ -74,6 +74,27 @@ def test_placeholders_go_out_and_the_clients_words_come_back(tmp_path: Path, str
     (entry,) = journaled(served)
     assert MAIL not in str(entry)
     assert entry.egress == "redact"
+
+
+def test_a_stream_that_says_an_empty_reason_until_its_end_is_restored(tmp_path: Path) -> None:
+    pieces = [chunk("gpt", {"content": piece}) for piece in ("to <EMA", "IL_1>", "!")]
+    for piece in pieces:
+        piece["choices"][0]["finish_reason"] = ""
+    last = chunk("gpt", {}, "stop")
+    last["choices"][0]["delta"] = None
+    model = Model(lambda *_: streamed([*pieces, last]))
+    with hybrid(tmp_path, None, model, settings(tmp_path, "redact")) as served:
+        response = served.ask({**BODY, "stream": True})
+    found = [piece["choices"][0]["delta"].get("content") or "" for piece in events(response)[:-1]]
+    assert "".join(found) == f"to {MAIL}!"
+
+
+def test_a_task_by_its_name_in_ollamas_lists_keeps_its_rules(tmp_path: Path) -> None:
+    model, rules = teacher(), Config(tasks={"tickets": TaskOverrides(egress="never")})
+    with hybrid(tmp_path, None, model, Settings(tmp_path, config=rules)) as served:
+        assert served.ask({**BODY, "model": "tickets:latest"}).status_code == 403
+        assert model.asked == []
+        assert served.ask({**BODY, "model": "other:latest"}).status_code == 200
 
 
 @pytest.mark.parametrize("where", ["rule", "header"])
