@@ -122,7 +122,7 @@ class _Writer:
             whole = hashlib.sha256()
             with source.open() as stream:
                 parts = self._cut(source, stream, whole)
-            digest = whole.hexdigest()
+            parts, digest = self._ended(source, parts), whole.hexdigest()
         else:
             parts, digest = kept
         return File(source.path, sum(part.bytes for part in parts), digest, tuple(parts))
@@ -137,10 +137,15 @@ class _Writer:
             name = part_name(source.path, len(parts), single=single)
             part, ahead = self._part(name, stream, ahead, whole)
             parts.append(part)
-            self._note(part, last=not ahead)
-        if not single and len(parts) == 1:
-            return [self._renamed(parts[0], source.path)]
         return parts
+
+    def _ended(self, source: Source, parts: list[Part]) -> list[Part]:
+        """Note the last part as such: a source that broke off reads as one that is at its end, until it is closed."""
+        final = parts if len(parts) > 1 else [Part(source.path, parts[0].bytes, parts[0].sha256)]
+        self._note(final[-1], last=True)
+        if final != parts:
+            os.replace(self._folder / parts[0].name, self._folder / source.path)
+        return final
 
     def _part(self, name: str, stream: BinaryIO, ahead: bytes, whole: hashlib._Hash) -> tuple[Part, bytes]:
         """One part, and what was read beyond it: an empty end means that the source is at its end."""
@@ -160,8 +165,10 @@ class _Writer:
             kept = same.to_the_end(out)
             out.flush()
             os.fsync(out.fileno())
+        part = Part(name, size, digest.hexdigest())
+        self._note(part, last=False)  # first: what is there and is not noted, nobody takes for ours
         partial.unlink() if kept else os.replace(partial, path)
-        return Part(name, size, digest.hexdigest()), ahead
+        return part, ahead
 
     def _kept(self, source: Source) -> tuple[list[Part], str] | None:
         """The noted parts of a source, where all are there and right."""
@@ -184,12 +191,6 @@ class _Writer:
                 while chunk := file.read(CHUNK):
                     digest.update(chunk)
         return digest.hexdigest()
-
-    def _renamed(self, part: Part, name: str) -> Part:
-        os.replace(self._folder / part.name, self._folder / name)
-        renamed = Part(name, part.bytes, part.sha256)
-        self._note(renamed, last=True)
-        return renamed
 
     def _note(self, part: Part, *, last: bool) -> None:
         self._notes.write(json.dumps({**asdict(part), "last": last}) + "\n")

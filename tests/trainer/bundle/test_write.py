@@ -13,7 +13,7 @@ import pytest
 from tests.trainer.bundle.samples import CREATED, FILES, write_bundle
 from trainer.bundle import keys
 from trainer.bundle.__main__ import main
-from trainer.bundle.contents import BUNDLE, UNFINISHED
+from trainer.bundle.contents import BUNDLE, UNFINISHED, Contents
 from trainer.bundle.verify import check
 from trainer.bundle.write import Source, write
 from trainer.errors import BundleError, DiskError
@@ -103,6 +103,36 @@ def test_an_interrupted_bundle_goes_on_where_it_stopped(tmp_path: Path, key: Pat
     assert reads == 1, "the image was saved twice"
     assert all(path.stat().st_ino == inode for path, inode in kept.items())
     assert not (folder / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("part_bytes", [1000, 10**6])
+def test_an_image_that_broke_off_is_saved_again(
+    tmp_path: Path, key: Path, trusted: bytes, part_bytes: int
+) -> None:
+    data = bytes(range(200)) * 50
+
+    @contextmanager
+    def saved(sent: int) -> Iterator[BinaryIO]:
+        yield io.BytesIO(data[:sent])
+        if sent < len(data):
+            raise BundleError(["docker save ended with 1"])
+
+    def bundle(sent: int) -> Contents:
+        return write(
+            tmp_path / "b",
+            [Source("images/one.tar", len(data), lambda: saved(sent), fixed=True)],
+            kind=BUNDLE,
+            created=CREATED,
+            homestill="0",
+            about={},
+            seal=lambda where, text: keys.sign(where, key, text),
+            part_bytes=part_bytes,
+        )
+
+    with pytest.raises(BundleError, match="docker save"):
+        bundle(3500)
+    assert [file.bytes for file in bundle(len(data)).files] == [len(data)]
+    check(tmp_path / "b", BUNDLE, trusted)
 
 
 def test_a_part_that_was_damaged_meanwhile_is_written_again(
