@@ -28,6 +28,7 @@ from trainer.bundle.contents import (
     name_faults,
     part_name,
 )
+from trainer.bundle.keys import durable
 from trainer.bundle.meter import Meter
 from trainer.bundle.verify import CHUNK, part_is
 from trainer.errors import BundleError, DiskError
@@ -68,6 +69,9 @@ class _Noted:
     part: Part
     last: bool
 
+    def line(self) -> str:
+        return json.dumps({**asdict(self.part), "last": self.last}) + "\n"
+
 
 def write(
     folder: Path,
@@ -92,9 +96,10 @@ def write(
         BundleError: the folder holds something else, or a name cannot be carried.
         DiskError: there is no room.
     """
-    noted = _begin(folder)
+    noted = _look(folder)
     _require_names([source.path for source in sources])
     _require_room(folder, sources, noted, free)
+    _take(folder, noted)
     meter = Meter("writing", sum(source.size for source in sources))
     with open(folder / UNFINISHED, "a", encoding="utf-8") as notes:
         files = tuple(_Writer(folder, part_bytes, noted, notes, meter).write(source) for source in sources)
@@ -193,7 +198,7 @@ class _Writer:
         return digest.hexdigest()
 
     def _note(self, part: Part, *, last: bool) -> None:
-        self._notes.write(json.dumps({**asdict(part), "last": last}) + "\n")
+        self._notes.write(_Noted(part, last).line())
         self._notes.flush()
 
 
@@ -234,26 +239,32 @@ class _Same:
             end -= len(chunk)
 
 
-def _begin(folder: Path) -> dict[str, _Noted]:
-    """Take the folder, and what earlier calls completed in it."""
+def _look(folder: Path) -> dict[str, _Noted]:
+    """What earlier calls completed in the folder; what they left is not changed yet."""
     folder.mkdir(parents=True, exist_ok=True)
     ours = (folder / UNFINISHED).exists() or (folder / CHECKSUMS).exists()
     if not ours and any(folder.iterdir()):
         raise BundleError([f"{folder} is not empty and holds no bundle; name a new folder"])
-    noted: dict[str, _Noted] = {}
-    with open(folder / UNFINISHED, "a", encoding="utf-8") as notes:
-        if (folder / CHECKSUMS).exists():
-            for each in _of_list(folder / CHECKSUMS):
-                notes.write(json.dumps({**asdict(each.part), "last": each.last}) + "\n")
+    found = _of_notes(folder / UNFINISHED) if (folder / UNFINISHED).exists() else []
+    found += _of_list(folder / CHECKSUMS) if (folder / CHECKSUMS).exists() else []
+    return {each.part.name: each for each in found}
+
+
+def _take(folder: Path, noted: Mapping[str, _Noted]) -> None:
+    """From here on the folder holds no bundle, until it holds the new one."""
+    durable(folder / UNFINISHED, "".join(each.line() for each in noted.values()).encode())
     (folder / CHECKSUMS).unlink(missing_ok=True)
     (folder / SIGNATURE).unlink(missing_ok=True)
-    for line in (folder / UNFINISHED).read_text(encoding="utf-8").splitlines():
+
+
+def _of_notes(path: Path) -> list[_Noted]:
+    noted = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found = json.loads(line)
-            part = Part(found["name"], found["bytes"], found["sha256"])
+            noted.append(_Noted(Part(found["name"], found["bytes"], found["sha256"]), found["last"]))
         except (ValueError, KeyError):  # a kill cut the last line off
             continue
-        noted[part.name] = _Noted(part, found["last"])
     return noted
 
 
@@ -278,7 +289,12 @@ def _require_names(paths: Sequence[str]) -> None:
 def _require_room(
     folder: Path, sources: Sequence[Source], noted: Mapping[str, _Noted], free: Callable[[Path], int]
 ) -> None:
-    there = sum(each.part.bytes for each in noted.values() if (folder / each.part.name).is_file())
+    wanted = {source.path for source in sources}
+    there = sum(
+        each.part.bytes
+        for name, each in noted.items()
+        if not wanted.isdisjoint((name, name.rpartition(".")[0])) and (folder / name).is_file()
+    )  # all else that is there is removed last
     needed, room = sum(source.size for source in sources) - there, free(folder)
     if needed > room:
         raise DiskError(

@@ -187,6 +187,20 @@ def test_a_full_medium_is_noticed_before_anything_is_written(tmp_path: Path, key
         write_bundle(tmp_path / "b", key, free=lambda _: 100)
 
 
+def test_a_bundle_that_is_refused_leaves_the_earlier_one_whole(
+    tmp_path: Path, key: Path, trusted: bytes
+) -> None:
+    folder = tmp_path / "b"
+    write_bundle(folder, key)
+    with pytest.raises(DiskError):
+        write_bundle(folder, key, {**FILES, "tasks/words/more": bytes(2000)}, free=lambda _: 1000)
+    with pytest.raises(DiskError):  # what the earlier one holds under other names makes no room until the end
+        write_bundle(folder, key, {"tasks/words/other": bytes(2000)}, free=lambda _: 1000)
+    with pytest.raises(BundleError, match="not every medium"):
+        write_bundle(folder, key, {"tasks/a:b": b"x"})
+    assert check(folder, BUNDLE, trusted).created == CREATED
+
+
 @pytest.mark.parametrize("name", ["tasks/a:b", "tasks/ends.", "tasks/con*"])
 def test_names_that_a_medium_cannot_hold_are_refused(tmp_path: Path, key: Path, name: str) -> None:
     with pytest.raises(BundleError, match="not every medium"):
