@@ -80,7 +80,7 @@ def check_parts(folder: Path, contents: Contents, beside: set[str]) -> None:
         BundleError: as `check`.
     """
     listed = {part.name: part for part in contents.parts()}
-    found = dict(_walk(folder))
+    found = dict(walk(folder))
     parts = _Parts(folder, found, sum(part.bytes for part in listed.values()))
     for file in contents.files:
         parts.check(file)
@@ -181,13 +181,13 @@ class _Parts:
         return []
 
 
-def _walk(folder: Path, above: str = "") -> Iterator[tuple[str, os.stat_result]]:
+def walk(folder: Path, above: str = "") -> Iterator[tuple[str, os.stat_result]]:
     """Everything below the folder, by name; links are named, never followed."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             yield above + entry.name, entry.stat(follow_symlinks=False)
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), f"{above}{entry.name}/")
+                yield from walk(Path(entry.path), f"{above}{entry.name}/")
 
 
 def _small(path: Path) -> bytes:

@@ -12,7 +12,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ from trainer.bundle.contents import (
     File,
     Part,
     name_faults,
+    parse,
     part_name,
 )
 from trainer.bundle.keys import durable
 from trainer.bundle.meter import Meter
-from trainer.bundle.verify import CHUNK, part_is
+from trainer.bundle.verify import CHUNK, part_is, walk
 from trainer.errors import BundleError, DiskError
 
 LARGEST_PART = 4_000_000_000
@@ -88,7 +90,7 @@ def write(
     """Write the parts of all sources into `folder`, and nothing else.
 
     Args:
-        folder: new, empty, or one that an earlier call wrote to.
+        folder: new, empty, or one that an earlier call of the same kind wrote to, and nobody else.
         seal: writes the list of contents, given the folder and its text, and signs it where it is to be signed.
         part_bytes: most that one part holds.
 
@@ -96,7 +98,9 @@ def write(
         BundleError: the folder holds something else, or a name cannot be carried.
         DiskError: there is no room.
     """
-    noted = _look(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = _look(folder, kind)
+    _require_no_others(folder, noted)
     _require_names([source.path for source in sources])
     _require_room(folder, sources, noted, free)
     _take(folder, noted)
@@ -107,7 +111,7 @@ def write(
     names = [part.name for part in contents.parts()]
     if faults := name_faults(names):
         raise BundleError(faults)
-    _remove_others(folder, set(names))
+    _remove_earlier(folder, noted.keys() - set(names))
     seal(folder, contents.text())
     (folder / UNFINISHED).unlink()
     return contents
@@ -239,15 +243,31 @@ class _Same:
             end -= len(chunk)
 
 
-def _look(folder: Path) -> dict[str, _Noted]:
+def _look(folder: Path, kind: str) -> dict[str, _Noted]:
     """What earlier calls completed in the folder; what they left is not changed yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = (folder / UNFINISHED).exists() or (folder / CHECKSUMS).exists()
-    if not ours and any(folder.iterdir()):
+    notes, listed = folder / UNFINISHED, folder / CHECKSUMS
+    if not (notes.exists() or listed.exists()) and any(folder.iterdir()):
         raise BundleError([f"{folder} is not empty and holds no bundle; name a new folder"])
-    found = _of_notes(folder / UNFINISHED) if (folder / UNFINISHED).exists() else []
-    found += _of_list(folder / CHECKSUMS) if (folder / CHECKSUMS).exists() else []
+    found = _of_notes(notes) if notes.exists() else []
+    found += _of_list(listed, kind) if listed.exists() else []
     return {each.part.name: each for each in found}
+
+
+def _require_no_others(folder: Path, noted: Mapping[str, _Noted]) -> None:
+    """What no earlier call wrote is not ours to remove, and `verify` would refuse it."""
+    ours = {CHECKSUMS, SIGNATURE, UNFINISHED, *noted}
+    others = [
+        name
+        for name, about in walk(folder)
+        if not (stat.S_ISDIR(about.st_mode) or name in ours or _is_partial(name))
+    ]
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        raise BundleError(
+            [
+                f"{folder} also holds {others[0]!r}{more}, which Homestill did not write; move it out, or name a new folder"
+            ]
+        )
 
 
 def _take(folder: Path, noted: Mapping[str, _Noted]) -> None:
@@ -263,22 +283,19 @@ def _of_notes(path: Path) -> list[_Noted]:
         try:
             found = json.loads(line)
             noted.append(_Noted(Part(found["name"], found["bytes"], found["sha256"]), found["last"]))
-        except (ValueError, KeyError):  # a kill cut the last line off
+        except (ValueError, KeyError, TypeError):  # a kill cut the last line off
             continue
     return noted
 
 
-def _of_list(path: Path) -> list[_Noted]:
-    """The parts of the bundle that the folder held; a damaged list only means that nothing is known of them."""
+def _of_list(path: Path, kind: str) -> list[_Noted]:
     try:
-        files = json.loads(path.read_bytes())["files"]
-        return [
-            _Noted(Part(part["name"], part["bytes"], part["sha256"]), part is file["parts"][-1])
-            for file in files
-            for part in file["parts"]
-        ]
-    except (ValueError, KeyError, TypeError):
-        return []
+        files = parse(path.read_bytes(), kind).files
+    except BundleError as error:
+        raise BundleError(
+            [f"{path} is not the list of a {kind} that this version reads; name a new folder"]
+        ) from error
+    return [_Noted(part, part is file.parts[-1]) for file in files for part in file.parts]
 
 
 def _require_names(paths: Sequence[str]) -> None:
@@ -303,12 +320,17 @@ def _require_room(
         )
 
 
-def _remove_others(folder: Path, names: set[str]) -> None:
-    """Drop parts of an earlier bundle in this folder, half-written ones, and folders that are empty then."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink():
+def _is_partial(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last.startswith(".") and last.endswith(".partial")
+
+
+def _remove_earlier(folder: Path, names: Set[str]) -> None:
+    """Drop the parts of an earlier bundle in this folder, half-written ones, and folders that are empty then."""
+    for name, about in sorted(walk(folder), reverse=True):
+        path = folder / name
+        if stat.S_ISDIR(about.st_mode):
             if not any(path.iterdir()):
                 path.rmdir()
-        elif name not in names and name != UNFINISHED:
+        elif name in names or _is_partial(name):
             path.unlink()

@@ -13,7 +13,7 @@ import pytest
 from tests.trainer.bundle.samples import CREATED, FILES, write_bundle
 from trainer.bundle import keys
 from trainer.bundle.__main__ import main
-from trainer.bundle.contents import BUNDLE, UNFINISHED, Contents
+from trainer.bundle.contents import BACKUP, BUNDLE, UNFINISHED, Contents
 from trainer.bundle.verify import check
 from trainer.bundle.write import Source, write
 from trainer.errors import BundleError, DiskError
@@ -180,6 +180,63 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, key: Path) -> 
     with pytest.raises(BundleError, match="is not empty"):
         write_bundle(tmp_path, key)
     assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def _held(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stranger", ["letter.txt", "photos/one.jpg", "tasks/words/notes.md"])
+def test_what_somebody_put_beside_a_bundle_is_never_removed(tmp_path: Path, key: Path, stranger: str) -> None:
+    write_bundle(tmp_path / "b", key)
+    (tmp_path / "b" / stranger).parent.mkdir(exist_ok=True)
+    (tmp_path / "b" / stranger).write_text("dear")
+    before = _held(tmp_path)
+    with pytest.raises(BundleError, match=f"also holds '{stranger}', which Homestill did not write"):
+        write_bundle(tmp_path / "b", key, created="20261122T000000Z")
+    assert _held(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ['{"letter.txt": "0a1b"}', '{"files": []}', "[]", "no JSON"])
+def test_a_list_of_another_make_does_not_make_a_folder_ours(tmp_path: Path, key: Path, text: str) -> None:
+    (tmp_path / "checksums.json").write_text(text)
+    (tmp_path / "letter.txt").write_text("dear")
+    before = _held(tmp_path)
+    with pytest.raises(BundleError, match=r"checksums\.json is not the list of a homestill-bundle"):
+        write_bundle(tmp_path, key)
+    assert _held(tmp_path) == before
+
+
+def test_a_bundle_does_not_take_the_place_of_a_backup(tmp_path: Path, key: Path) -> None:
+    write_bundle(tmp_path, key, kind=BACKUP)
+    with pytest.raises(BundleError, match="is not the list of a homestill-bundle"):
+        write_bundle(tmp_path, key)
+
+
+def test_what_appears_while_a_bundle_is_written_stays(tmp_path: Path, key: Path) -> None:
+    def seal(folder: Path, text: bytes) -> None:
+        assert (folder / "tasks/late.txt").exists()
+        keys.sign(folder, key, text)
+
+    def late() -> BinaryIO:
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / "tasks/late.txt").touch()
+        return io.BytesIO(b"x")
+
+    source = Source("tasks/words/task.yaml", 1, late)
+    write(tmp_path, [source], kind=BUNDLE, created=CREATED, homestill="0", about={}, seal=seal)
+    assert (tmp_path / "tasks/late.txt").exists()
+
+
+def test_what_a_killed_bundle_left_is_ours(tmp_path: Path, key: Path, trusted: bytes) -> None:
+    data = bytes(range(200)) * 50
+    dying = Source("tasks/two", len(data), lambda: _dies_after(3500, data))
+    options: dict[str, Any] = {"kind": BUNDLE, "created": CREATED, "homestill": "0", "about": {}}
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "b", [dying], seal=lambda *_: None, part_bytes=1000, **options)
+    assert sorted(path.name for path in (tmp_path / "b" / "tasks").iterdir())[0] == ".two.003.partial"
+    write_bundle(tmp_path / "b", key)  # of other files
+    check(tmp_path / "b", BUNDLE, trusted)
 
 
 def test_a_full_medium_is_noticed_before_anything_is_written(tmp_path: Path, key: Path) -> None:
