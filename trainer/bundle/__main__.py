@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         if options.action == "load":
             host = _host(options, os.environ if environment is None else environment)
             if host.box:
-                load_box(options.bundle, contents, host, _say)
+                load_box(options.bundle, contents, host, _say, force=options.force)
                 _say(NEXT.format(bundle=options.bundle.resolve(), box=host.box, key=key.hex()))
             else:
                 load(options.bundle, contents, host, _say, force=options.force)

@@ -53,21 +53,37 @@ class Host:
     register: Register | None = None
 
 
-def load_box(folder: Path, contents: Contents, host: Host, say: Say) -> None:
+def load_box(folder: Path, contents: Contents, host: Host, say: Say, *, force: bool = False) -> None:
     """Give the engine its images, and `host.box` the compose files and tasks; their volumes are loaded from inside.
 
     Tasks lie in a folder of the host's user, which the containers may read and not write.
 
+    Args:
+        force: take a bundle that is older than the last one.
+
     Raises:
-        BundleError: the engine refuses an image, or the medium changed meanwhile.
+        BundleError: it is older than what is there, the engine refuses an image, or the medium changed meanwhile.
     """
     assert host.box is not None
+    _not_older(host.box, contents, force)
     _images(folder, contents, host, say)
     for file in contents.below("box"):
-        extract(folder, file, host.box.joinpath(*PurePosixPath(file.path).parts[1:]))
+        _box_file(folder, file, host.box.joinpath(*PurePosixPath(file.path).parts[1:]), say)
     say(f"compose files: in {host.box}")
     for group in _groups(contents, "tasks"):
         _task(folder, group, replace(host, tasks=host.box / "tasks"), say)
+    _record(host.box, contents)
+
+
+def _box_file(folder: Path, file: File, target: Path, say: Say) -> None:
+    """People edit compose files; what differs is kept beside."""
+    if part_is(target, file):
+        return
+    if target.is_file():
+        before = target.with_name(f"{target.name}.before")
+        shutil.copyfile(target, before)
+        say(f"{target}: replaced, the former one is kept in {before.name}")
+    extract(folder, file, target)
 
 
 def load(folder: Path, contents: Contents, host: Host, say: Say, *, force: bool = False) -> None:
@@ -98,8 +114,7 @@ def load(folder: Path, contents: Contents, host: Host, say: Say, *, force: bool 
             assert host.register is not None
             say(host.register(task, version, contents.about.get("models", {}).get(task)))
         _currents(contents, host, say, force)
-        record = {"created": contents.created, "homestill": contents.homestill}
-        _write(host.home / RECORD, json.dumps(record) + "\n")
+        _record(host.home, contents)
 
 
 @contextmanager
@@ -112,8 +127,13 @@ def _alone(home: Path) -> Iterator[None]:
         yield
 
 
-def _not_older(home: Path, contents: Contents, force: bool) -> None:
-    record = home / RECORD
+def _record(place: Path, contents: Contents) -> None:
+    record = {"created": contents.created, "homestill": contents.homestill}
+    _write(place / RECORD, json.dumps(record) + "\n")
+
+
+def _not_older(place: Path, contents: Contents, force: bool) -> None:
+    record = place / RECORD
     last = json.loads(record.read_text(encoding="utf-8"))["created"] if record.is_file() else ""
     if contents.created < last and not force:
         raise BundleError(

@@ -173,6 +173,29 @@ def test_a_host_with_docker_gets_images_and_compose_files_first(
     assert f"trainer load /bundle --trust {trusted.hex()}" in capsys.readouterr().out
 
 
+def test_a_box_keeps_what_was_edited_and_takes_nothing_older(
+    tmp_path: Path, key: Path, trusted: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box, options = tmp_path / "box", ["--trust", trusted.hex(), "--box", str(tmp_path / "box"), "--no-images"]
+    for created in ("20260101T000000Z", "20260301T000000Z", "20260201T000000Z"):
+        files = {"box/compose.yaml": f"name: x{created}\n".encode(), "box/docker/cpu.yaml": b"{}\n"}
+        write_bundle(tmp_path / created, key, files, created=created)
+    assert main(["load", str(tmp_path / "20260101T000000Z"), *options], {}) == 0
+    (box / "compose.yaml").write_text("name: mine\n")
+    for _ in range(2):
+        assert main(["load", str(tmp_path / "20260301T000000Z"), *options], {}) == 0
+        assert (box / "compose.yaml").read_text() == "name: x20260301T000000Z\n"
+        assert (box / "compose.yaml.before").read_text() == "name: mine\n"
+    assert "compose.yaml: replaced, the former one is kept in compose.yaml.before" in capsys.readouterr().out
+    assert not (box / "docker/cpu.yaml.before").exists()
+
+    assert main(["load", str(tmp_path / "20260201T000000Z"), *options], {}) == 1
+    assert "one of 20260301T000000Z was loaded already" in capsys.readouterr().err
+    assert (box / "compose.yaml").read_text() == "name: x20260301T000000Z\n"
+    assert main(["load", str(tmp_path / "20260201T000000Z"), *options, "--force"], {}) == 0
+    assert (box / "compose.yaml").read_text() == "name: x20260201T000000Z\n"
+
+
 def test_two_loads_at_once_are_refused(bundle: Path, trusted: bytes, host: Host) -> None:
     import fcntl
 
