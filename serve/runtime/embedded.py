@@ -220,10 +220,14 @@ class Embedded:
             self._restart()
 
     def _restart(self) -> None:
-        self._launch()
         try:
+            self._launch()
             self._wait_until_ready()
-        except EmbeddedError as error:
+        except (
+            EmbeddedError,
+            OSError,
+            RuntimeError,
+        ) as error:  # no memory, descriptor or thread is left just now
             logger.error("the embedded runtime did not come back: %s", error)
             if self._process:
                 _end(self._process)

@@ -211,6 +211,27 @@ class TestEmbedded:
         with pytest.raises(httpx.ConnectError):
             ask(endpoint)
 
+    def test_a_machine_that_cannot_start_it_again_just_now_is_tried_once_more(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, refusals = (
+            subprocess.Popen,
+            [OSError(11, "no process is left"), RuntimeError("no thread is left")],
+        )
+
+        def popen(*args: Any, **options: Any) -> Any:
+            if refusals:
+                raise refusals.pop()
+            return real(*args, **options)
+
+        runtime = Embedded(model, context=128, alias="tiny:1", threads=1)
+        with runtime as endpoint:
+            assert runtime.pid
+            monkeypatch.setattr(subprocess, "Popen", popen)
+            os.kill(runtime.pid, signal.SIGSEGV)
+            assert answers_again(endpoint)
+        assert refusals == []
+
     def test_what_cannot_be_loaded_says_why(self, tmp_path: Path) -> None:
         broken = tmp_path / "broken.gguf"
         broken.write_bytes(b"GGUF, it says")
