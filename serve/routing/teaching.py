@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ class Teaching:
             raise
         paid = cost(teacher.price, answer.get("usage"))
         reservation.settle(paid)
-        return (_restored(answer, redacted) if redacted else answer), paid
+        return (_restored(answer, redacted, call.body) if redacted else answer), paid
 
     async def stream(self, call: Call, teacher: Teacher, collector: Collector) -> AsyncGenerator[bytes]:
         """A stream whose first event has come; `collector` sees every one. After it there is no other model
@@ -84,7 +84,7 @@ class Teaching:
             raise
         paid = partial(_settle, reservation, teacher, collector)
         followed = _followed(first, events, call, collector, paid)
-        return _restored_stream(followed, redacted) if redacted else followed
+        return _restored_stream(followed, redacted, call.body) if redacted else followed
 
     async def _prepared(
         self, call: Call, teacher: Teacher
@@ -161,13 +161,21 @@ async def _followed(
         ended()
 
 
-def _restored(answer: dict[str, Any], redacted: Redacted) -> dict[str, Any]:
+def _json_fields(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a message that hold JSON, by what the client asked for: a value that is put into one is escaped."""
+    form = body.get("response_format")
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    return ("content",) if kind in ("json_object", "json_schema") else ()
+
+
+def _restored(answer: dict[str, Any], redacted: Redacted, body: Mapping[str, Any]) -> dict[str, Any]:
     """With the client's own words where the teacher saw placeholders."""
+    escaped = _json_fields(body)
     for choice in answer["choices"]:
         message = choice["message"]
         for field in TEXTS:
             if isinstance(message.get(field), str):
-                message[field] = redacted.restore(message[field])
+                message[field] = redacted.restore(message[field], json=field in escaped)
         for each in message.get("tool_calls") or []:
             function = each.get("function") or {}
             if isinstance(function.get("arguments"), str):
@@ -175,9 +183,11 @@ def _restored(answer: dict[str, Any], redacted: Redacted) -> dict[str, Any]:
     return answer
 
 
-async def _restored_stream(events: AsyncGenerator[bytes], redacted: Redacted) -> AsyncGenerator[bytes]:
+async def _restored_stream(
+    events: AsyncGenerator[bytes], redacted: Redacted, body: Mapping[str, Any]
+) -> AsyncGenerator[bytes]:
     """The same for a stream, where a placeholder may be cut anywhere."""
-    places = _Places(redacted)
+    places = _Places(redacted, _json_fields(body))
     async with aclosing(events) as stream:
         async for data in stream:
             chunk = orjson.loads(data)
@@ -189,8 +199,9 @@ async def _restored_stream(events: AsyncGenerator[bytes], redacted: Redacted) ->
 class _Places:
     """The texts that are being streamed: each choice's content, and each of its tool calls' arguments."""
 
-    def __init__(self, redacted: Redacted) -> None:
+    def __init__(self, redacted: Redacted, escaped: Collection[str]) -> None:
         self._redacted = redacted
+        self._escaped = escaped
         self._streams: dict[tuple[Any, ...], Any] = {}
 
     def restore(self, choice: dict[str, Any]) -> None:
@@ -210,7 +221,8 @@ class _Places:
         """Of a field of the message, or of the arguments of its call of this number."""
         key = (choice, place)
         if key not in self._streams:
-            self._streams[key] = self._redacted.stream(json=isinstance(place, int))
+            json = isinstance(place, int) or place in self._escaped
+            self._streams[key] = self._redacted.stream(json=json)
         return self._streams[key]
 
     def _flush(self, choice: int, delta: dict[str, Any]) -> None:

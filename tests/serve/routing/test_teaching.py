@@ -97,6 +97,38 @@ def test_a_task_by_its_name_in_ollamas_lists_keeps_its_rules(tmp_path: Path) -> 
         assert served.ask({**BODY, "model": "other:latest"}).status_code == 200
 
 
+KEY = "-----BEGIN PRIVATE KEY-----\nMIIEow\n-----END PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("form", ["json_object", "json_schema", "text"])
+def test_a_json_answer_is_json_with_the_clients_words_in_it(tmp_path: Path, form: str, stream: bool) -> None:
+    pieces = ('{"key": "<SEC', 'RET_1>"}')
+
+    def behave(_: Model, body: dict[str, Any]) -> Any:
+        if body.get("stream"):
+            ending = chunk("gpt", {}, "stop")
+            return streamed([*(chunk("gpt", {"content": piece}) for piece in pieces), ending])
+        return JSONResponse(completion("gpt", "".join(pieces)))
+
+    schema = {"name": "key", "schema": {"type": "object"}}
+    response_format = {"type": form} | ({"json_schema": schema} if form == "json_schema" else {})
+    body = {
+        "model": "gpt",
+        "messages": [{"role": "user", "content": KEY}],
+        "response_format": response_format,
+    }
+    with hybrid(tmp_path, None, Model(behave), settings(tmp_path, "redact")) as served:
+        response = served.ask({**body, "stream": stream})
+    if stream:
+        deltas = [piece["choices"][0]["delta"] for piece in events(response)[:-1]]
+        text = "".join(delta.get("content") or "" for delta in deltas)
+    else:
+        text = response.json()["choices"][0]["message"]["content"]
+    assert json.loads(text, strict=form != "text") == {"key": KEY}
+    assert (KEY in text) is (form == "text")
+
+
 @pytest.mark.parametrize("where", ["rule", "header"])
 def test_never_asks_nobody_and_keeps_nothing(tmp_path: Path, where: str) -> None:
     write_release(tmp_path / "releases")
