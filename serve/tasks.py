@@ -18,7 +18,8 @@ from serve.upstreams.local import Local, LocalModel
 from serve.upstreams.teacher import Teacher, Teachers
 
 RETRY_S = 30.0
-"""After this a release that could not be used is tried again, in case a file or a runtime came back."""
+"""After this a release that could not be used is tried again, in case a file or a runtime came back. One that is
+certified for another runtime is not: only another `current` helps, and to look means to hash a whole model."""
 LATEST = ":latest"
 """What Ollama's lists put behind a name."""
 
@@ -122,10 +123,11 @@ class Tasks:
         """Serve what `current` names. What cannot be used changes nothing: the release before it stays."""
         try:
             served = await self._load(name)
-            problem = served.problem
+            problem, hopeless = served.problem, served.refused
         except (ReleaseInvalid, OSError, ValueError) as error:
-            served, problem = None, str(error)
-        self._seen[name] = _Seen(stamp, self._clock() + RETRY_S if problem else float("inf"))
+            served, problem, hopeless = None, str(error), False
+        again = problem and not hopeless
+        self._seen[name] = _Seen(stamp, self._clock() + RETRY_S if again else float("inf"))
         if problem and self.problems.get(name) != problem:
             logger.error("task %s: the release is not used: %s", name, problem)
         self.problems[name] = problem

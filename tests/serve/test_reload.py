@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from serve.errors import EmbeddedError
+from serve.release import Release, current
+from serve.tasks import RETRY_S, Tasks
+from serve.upstreams.local import LocalModel
 from tests.serve.endpoint_support import (
     SURE,
     hybrid,
@@ -74,3 +80,31 @@ class TestReleases:
                 pass
             assert health["release"] == first
             assert told(served.ask(question()))["release"] == first
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("certified_for", "reads"), [("ollama", 1), ("url", 2)])
+async def test_only_what_time_can_mend_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certified_for: str, reads: int
+) -> None:
+    write_release(tmp_path, runtime=certified_for)
+    now, read = 0.0, []
+
+    def load(folder: Path) -> Release | None:
+        read.append(folder)
+        return current(folder)
+
+    class Broken:
+        async def start(self, release: Release) -> LocalModel:
+            raise EmbeddedError("it does not start")
+
+    monkeypatch.setattr("serve.tasks.releases.current", load)
+    tasks = Tasks(tmp_path, "url", Broken(), None, clock=lambda: now)
+    await tasks.refresh()
+    now = RETRY_S
+    await tasks.refresh()
+    assert len(read) == reads
+    assert tasks.problems["tickets"]
+    write_release(tmp_path, runtime=certified_for, stamp="20261121T000000Z")
+    await tasks.refresh()
+    assert len(read) == reads + 1
