@@ -8,10 +8,11 @@ Texts hold JSON as often as prose: `{"note": "gone\\nbob@example.org"}`. An esca
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +43,15 @@ _ISSUED = re.compile(
 """Lengths of card numbers by their issuer's first digits (ISO/IEC 7812)."""
 
 
-# in groups of four, or 4-6-5 and 4-6-4; a row of a table has others
-_CARD = r"(?:[2-6]\d{3}(?:[ -]?\d{4}){2,3}(?:[ -]?\d{1,3})?|3\d{3}[ -]\d{6}[ -]\d{4,5})"
+# in groups of four, or 4-6-5 and 4-6-4; a row of a table has others, and one point a number
+_CARD = (
+    r"(?:[2-6]\d{3}(?:[ -]?\d{4}){2,3}(?:[ -]?\d{1,3})?|3\d{3}[ -]\d{6}[ -]\d{4,5}|[2-6]\d{3}(?:\.\d{4}){3})"
+)
 
 
 def _is_card(text: str) -> bool:
     """Not by the check digit alone: that takes one number in ten."""
-    digits = re.sub(r"[ -]", "", text)
+    digits = re.sub(r"[ .-]", "", text)
     return _ISSUED.fullmatch(digits) is not None and luhn.is_valid(digits)
 
 
@@ -65,6 +68,14 @@ def _is_ip(text: str) -> bool:
     except ValueError:
         return False
     return "." in text or text == "::1" or len(re.findall(r"[0-9A-Fa-f]+", text)) > 1
+
+
+def _is_basic(text: str) -> bool:
+    """A name and a password; `basic responsibilities` are none."""
+    try:
+        return ":" in base64.b64decode(text.split()[1], validate=True).decode()
+    except ValueError:
+        return False
 
 
 def _always(_: str) -> bool:
@@ -100,17 +111,27 @@ KEY_LOOKS = (
     r"SG\.[\w-]{16,}\.[\w-]{16,}",  # SendGrid
     r"hs-[\w-]{40,}",  # ours
     r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}",  # JSON web tokens
+    r"GOCSPX-[\w-]{20,}",  # Google's OAuth clients
+    r"whsec_[A-Za-z0-9+/]{20,}=*",  # webhooks of Stripe and others
+    r"do[opr]_v1_[0-9a-f]{40,}",  # DigitalOcean
+    r"hooks\.slack\.com/\w+/[\w/-]{20,}",
     r"(?i:bearer)\s+[\w.~+/-]{16,}=*",
 )
 _PEM = r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
 PEM = Rule("SECRET", re.compile(rf"{_PEM}.*?(?:{_PEM.replace('BEGIN', 'END')}|\Z)", re.DOTALL))
 KEYS = Rule("SECRET", re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(KEY_LOOKS)})"))
+BASIC = Rule("SECRET", re.compile(r"(?<![A-Z0-9])basic\s+[A-Z0-9+/]{16,}={0,2}", re.IGNORECASE), _is_basic)
 CREDENTIALS = Rule("SECRET", re.compile(r"(?<=://)[^\s/:@\"'<>]{0,128}:[^\s/@\"'<>]{1,128}(?=@)"))
 """Of an address: postgres://admin:this@host/base."""
 EMAIL = Rule(
     "EMAIL",
     re.compile(r"(?<![\w.+-])[\w.!#$%&'*+/=?^`{|}~-]{1,128}@(?:[\w-]{1,63}\.)+[^\W\d_][\w-]{1,62}(?![\w-])"),
 )
+ENCODED_EMAIL = Rule(
+    "EMAIL",
+    re.compile(r"(?<![\w.+%-])[\w.+%-]{1,128}%40(?:[\w-]{1,63}\.)+[^\W\d_][\w-]{1,62}(?![\w-])"),
+)
+"""In an address's query."""
 IPV4 = Rule("IP", re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\d|\.\d)"), _is_ip)
 IPV6 = Rule(
     "IP",
@@ -147,6 +168,13 @@ PHONE = "PHONE"
 KINDS = ("SECRET", "EMAIL", "IP", *dict.fromkeys(rule.kind for rule in NUMBERS), PHONE)
 
 _DENSE = re.compile(r"\d(?:\D{0,2}\d){5,}")
+_SPACED = re.compile(
+    r"(?<![\d.,+])(?<!\d - )(?:\+\d{1,3}[ -]{1,3}\(?\d{2,4}|\(?0\d{2,4}|\(?\d{3})\)? - \d{3,4} - \d{4,5}(?!\d|[.,]\d| - \d)"
+)
+"""A phone number may be written so: (212) - 736 - 5000. A list of numbers is longer."""
+_ABROAD = re.compile(r"(?<![\w.,+-])00(?=[1-9]\d{0,2}[ /(-]{1,2}\d)(?!\d\d \d{4} \d{4}\b)")
+"""What most countries dial, and write, for the + of a phone number. A row of four digits each has more of them."""
+_LONGEST_PHONE = 32
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}(?::?\d{2}){0,2}(?:[.,]\d{1,9})?)?")
 _ROUND = 16
 """Characters around a dense run that may belong to what is found there."""
@@ -204,10 +232,19 @@ def _candidates(text: str, phone_region: str | None) -> Iterator[Found]:
     characters = list(text.translate(_NO_EXTENSION))
     for start, end, _ in found:
         characters[start:end] = "\n" * (end - start)
-    rest = "".join(characters)
-    for start, end in _windows(text):
-        for call in PhoneNumberMatcher(rest[start:end], phone_region, leniency=Leniency.VALID):
+    windows = [*_windows(text), *(run.span() for run in _SPACED.finditer(text))]
+    yield from _phones("".join(characters), phone_region, windows)
+
+
+def _phones(text: str, region: str | None, windows: Iterable[tuple[int, int]]) -> Iterator[Found]:
+    for start, end in windows:
+        for call in PhoneNumberMatcher(text[start:end], region, leniency=Leniency.VALID):
             yield start + call.start, start + call.end, PHONE
+    for zeros in _ABROAD.finditer(text):
+        dialled = "+" + text[zeros.end() : zeros.end() + _LONGEST_PHONE]
+        for call in PhoneNumberMatcher(dialled, None, leniency=Leniency.VALID):
+            if call.start == 0:
+                yield zeros.start(), zeros.end() - 1 + call.end, PHONE
 
 
 def _all_but_phones(text: str) -> Iterator[Found]:
@@ -217,8 +254,11 @@ def _all_but_phones(text: str) -> Iterator[Found]:
         if "://" in text:
             yield from _found_by(CREDENTIALS, text)
         yield from _found_by(KEYS, text)
+        yield from _found_by(BASIC, text)
     if "@" in text:
         yield from _found_by(EMAIL, text)
+    if "%40" in text:
+        yield from _found_by(ENCODED_EMAIL, text)
     windows = list(_windows(text))
     for rule in NUMBERS:
         for start, end in windows:

@@ -12,13 +12,21 @@ from serve.errors import Unredactable
 from serve.guard.redaction import redact
 
 PLANTED = {
-    "EMAIL": ["bob@example.org", "a.b+c@mail.example.co.uk", "jürgen@müller.de"],
-    "PHONE": ["+49 30 901820", "+1 650-253-0000", "(650) 253-0000"],
+    "EMAIL": ["bob@example.org", "a.b+c@mail.example.co.uk", "jürgen@müller.de", "bob%40example.org"],
+    "PHONE": [
+        "+49 30 901820",
+        "+1 650-253-0000",
+        "(650) 253-0000",
+        "(212) - 736 - 5000",
+        "+1 212 - 736 - 5000",
+        "0044 20 7946 0958",
+    ],
     "CARD": [
         "4111 1111 1111 1111",
         "5500-0000-0000-0004",
         "378282246310005",
         "3782 822463 10005",
+        "4111.1111.1111.1111",
         "4111\u00a01111\u00a01111\u00a01111",
     ],
     "IBAN": [
@@ -50,6 +58,11 @@ PLANTED = {
         "AKIAIOSFODNN7EXAMPLE",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcdefghijklmnop",
         "Bearer abcdefghijklmnopqrst",
+        "Basic dXNlcjpwYXNzd29yZDEyMw==",
+        "GOCSPX-abcdefghijklmnopqrstuvwxyz12",
+        "whsec_abcdefghijklmnopqrstuvwxyz012345",
+        f"dop_v1_{'0123456789abcdef' * 4}",
+        "hooks.slack.com/services/T01234567/B01234567/abcdefghijklmnopqrstuvwx",
         "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQOY\n-----END PGP PRIVATE KEY BLOCK-----",
         "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----",
     ],
@@ -85,6 +98,12 @@ def test_what_must_not_leave_is_replaced_and_put_back(kind: str, value: str) -> 
         "EAN 1234567890128",
         "cost 1,234,567.89 USD",
         "call me maybe",
+        "basic responsibilities and Basic internationalization",
+        "2010 - 2015 - 2020 or 250 - 500 - 1000 - 2000",
+        "on 21 - 11 - 2026",
+        "4111.1111 2222.3333 5555.1234",
+        "0045 2030 2130",
+        "50%40 off.now",
         "user@localhost",
         "",
     ],
@@ -164,6 +183,12 @@ def test_what_cannot_be_searched_does_not_leave(kind: str) -> None:
 )
 def test_neighbours_hide_nothing(text: str, out: str) -> None:
     assert content(redact(asked(text)).body) == out
+
+
+def test_a_phone_number_with_spaced_dashes_is_read_as_in_its_country() -> None:
+    text = "Call 0171 \u2013 123 \u2013 4567 today."
+    assert content(redact(asked(text), "DE").body) == "Call <PHONE_1> today."
+    assert content(redact(asked(text), "US").body) == text
 
 
 @pytest.mark.parametrize("end", ["\n", "\t", '"', "<", "\\"])
