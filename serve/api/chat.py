@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -88,7 +89,7 @@ class Chat:
         call = self._router.call(ask)
         if not call.streamed:
             return await self._recorded(call, while_connected(request.receive, self._answered(call)))
-        answering = asyncio.create_task(self._router.answer(call))
+        answering = asyncio.create_task(self._decided(call))
         first = while_connected(request.receive, self._soon(call, answering))
         return await self._recorded(call, first, answering)
 
@@ -112,7 +113,19 @@ class Chat:
         return answer
 
     async def _answered(self, call: Call) -> Reply:
-        return reply(call, await self._router.answer(call), self._finish)
+        return reply(call, await self._decided(call), self._finish)
+
+    async def _decided(self, call: Call) -> Outcome:
+        """The router's answer, when what the journal will keep of it has been searched for personal data."""
+        try:
+            outcome = await self._router.answer(call)
+        except ApiError:
+            await call.search()
+            raise
+        if outcome.answer is not None:
+            with suppress(asyncio.CancelledError):  # who leaves now leaves an answer, and it may be paid for
+                await call.search(outcome.decision, outcome.answer["choices"][0]["message"])
+        return outcome
 
     async def _soon(self, call: Call, answering: asyncio.Task[Outcome]) -> Reply:
         """A stream with its decision in the headers; where that takes long, one that shows signs of life first."""

@@ -163,6 +163,7 @@ async def _passed_through(call: Call, outcome: Outcome, finish: Finish) -> Async
         status, problem = 200, ""
         for data in _ending(call, held, decision):
             yield data
+        await call.search(decision, collector.message())
     except (UpstreamError, ValueError) as error:  # after the first byte there is no other model to turn to
         status, problem = BROKEN, str(error)
         body = ApiError(

@@ -67,6 +67,8 @@ class Call:
         self.attempts = 1
         """How often the teacher was asked, retries with it."""
         self._redacted: Redacted | None = None
+        self._searched: tuple[dict[str, Any] | None, dict[str, Any] | None] = None, None
+        """What was to be stored, and what is stored of it."""
         self._clock = clock
         self._started = clock()
         self._waited = 0.0
@@ -177,26 +179,48 @@ class Call:
             **outcome,
         )
 
+    async def search(
+        self, decision: Decision | None = None, message: Mapping[str, Any] | None = None
+    ) -> None:
+        """Redact in a thread what `entry` will store of the same, so that it need not, and nobody waits."""
+        stored = self._stored(decision, message)
+        if stored and self.ask.egress == "redact":
+            self._searched = stored, await asyncio.to_thread(_redacted, stored, self.rules.phone_region)
+
     def _bodies(
         self, decision: Decision | None, message: Mapping[str, Any] | None
     ) -> tuple[list[Any], dict[str, Any] | None, str | None]:
-        """Messages, answer and the local answer that was not kept, as far as they may be stored.
+        """Messages, answer and the local answer that was not kept, as far as they may be stored."""
+        stored = self._stored(decision, message)
+        if stored and self.ask.egress == "redact":
+            known, found = self._searched
+            stored = found if known == stored else _redacted(stored, self.rules.phone_region)
+        if stored is None:
+            return [], None, None
+        *messages, answer, other = stored["messages"]
+        return messages, answer or None, other["content"]
+
+    def _stored(
+        self, decision: Decision | None, message: Mapping[str, Any] | None
+    ) -> dict[str, list[Any]] | None:
+        """What of texts may be stored, before it is redacted: the messages, the answer, the local one.
 
         What may not leave this machine is not stored either: stored requests become traces, and traces
         are shown to teachers.
         """
         if not self.rules.bodies or self.ask.egress == "never":
-            return [], None, None
+            return None
         local: str | None = None
         if self.local_answer and (decision is None or decision.route == "teacher"):
             local = self.local_answer["choices"][0]["message"].get("content")
         elif self.given_up:
             local = self.given_up
-        stored = {"messages": [*self.body["messages"], dict(message or {}), {"content": local}]}
-        if self.ask.egress == "redact":
-            try:
-                stored = redact(stored, self.rules.phone_region).body
-            except Unredactable:
-                return [], None, None
-        *messages, answer, other = stored["messages"]
-        return messages, answer or None, other["content"]
+        return {"messages": [*self.body["messages"], dict(message or {}), {"content": local}]}
+
+
+def _redacted(stored: Mapping[str, Any], phone_region: str) -> dict[str, Any] | None:
+    """None: it cannot be searched."""
+    try:
+        return redact(stored, phone_region).body
+    except Unredactable:
+        return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,22 @@ import pytest
 from starlette.responses import JSONResponse
 
 from serve.config import Config, Egress, Price, TaskOverrides, TaskRules
+
+
+from serve.config import Config, Egress, Price, TaskRules
+from serve.guard.redaction import Redacted, redact
+from serve.routing import call
 from serve.settings import Settings
 from tests.serve.endpoint_support import (
     Model,
     chunk,
     completion,
     events,
+    hang_up_after,
     hybrid,
     journaled,
     local_model,
+    question,
     streamed,
 )
 from tests.serve.release_support import write_release
@@ -127,6 +137,51 @@ def test_a_json_answer_is_json_with_the_clients_words_in_it(tmp_path: Path, form
         text = response.json()["choices"][0]["message"]["content"]
     assert json.loads(text, strict=form != "text") == {"key": KEY}
     assert (KEY in text) is (form == "text")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("asked", ["teacher", "local", "nobody"])
+def test_what_is_journaled_is_searched_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, stream: bool
+) -> None:
+    write_release(tmp_path / "releases")
+    loops: list[Any] = []
+
+    def searched(*args: Any) -> Redacted:
+        loops.append(asyncio._get_running_loop())
+        return redact(*args)
+
+    monkeypatch.setattr(call, "redact", searched)
+    body = {"model": "tickets", **question(f"Write to {MAIL}")} if asked == "local" else BODY
+    with hybrid(
+        tmp_path, local_model(), None if asked == "nobody" else teacher(), settings(tmp_path, "redact")
+    ) as served:
+        assert served.ask({**body, "stream": stream}).is_success is (asked != "nobody")
+    (entry,) = journaled(served)
+    assert entry.messages
+    assert MAIL not in str(entry)
+    assert loops
+    assert not any(loops)
+
+
+def test_an_answer_is_journaled_though_its_client_leaves_while_it_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = threading.Event()
+
+    def searched(body: dict[str, Any], region: str) -> Redacted:
+        if len(body["messages"]) > 1 and not began.is_set():  # what is journaled: question and answer
+            began.set()
+            time.sleep(0.5)  # in which the hang-up is noticed
+        return redact(body, region)
+
+    monkeypatch.setattr(call, "redact", searched)
+    with hybrid(tmp_path, None, teacher(), settings(tmp_path, "redact")) as served:
+        hang_up_after(served.url, BODY, began)
+        served.until_entries(1)
+    (entry,) = journaled(served)
+    assert (entry.status, entry.egress) == (200, "redact")
+    assert "<EMAIL_1>" in str(entry.answer)
 
 
 @pytest.mark.parametrize("where", ["rule", "header"])
