@@ -80,6 +80,7 @@ class Finish:
         """What the student would have said, and whether it agrees; an entry of its own in the journal."""
         try:
             reason = await self._router.compare(call)
+            await call.search(None, message)
             self._tell(_shadow(call, told, message, reason))
         except Exception:  # the client has its answer; what is missing is the comparison
             logger.exception("request %s could not be compared", told.id)
@@ -90,8 +91,12 @@ def _shadow(call: Call, told: Entry, message: Mapping[str, Any], reason: Reason)
     local = call.local_answer["choices"][0]["message"].get("content") if call.local_answer else None
     fields = compared(call.served.release, call.served.fields[call.question.predictor.name])
     agrees = agreement(local, str(message.get("content") or ""), fields) if local is not None else None
+    messages, answer, stored = call.bodies(None, message)
     return replace(
         told,
+        messages=messages,
+        answer=answer,
+        local_answer=stored,
         id=f"{told.id}-shadow",
         endpoint="shadow",
         audited=told.id,
@@ -101,7 +106,6 @@ def _shadow(call: Call, told: Entry, message: Mapping[str, Any], reason: Reason)
         guarantee="none",
         audit=agrees,
         cost_usd=0.0,
-        local_answer=local if told.messages else None,
     )
 
 

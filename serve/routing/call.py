@@ -153,7 +153,7 @@ class Call:
         counts = usage if isinstance(usage, Mapping) else {}
         outcome = decision.body() if decision else {}
         outcome["overhead_ms"] = self.overhead_ms()
-        messages, answer, local = self._bodies(decision, message)
+        messages, answer, local = self.bodies(decision, message)
         return Entry(
             id=self.identity,
             asked=self.body["model"],
@@ -187,7 +187,7 @@ class Call:
         if stored and self.ask.egress == "redact":
             self._searched = stored, await asyncio.to_thread(_redacted, stored, self.rules.phone_region)
 
-    def _bodies(
+    def bodies(
         self, decision: Decision | None, message: Mapping[str, Any] | None
     ) -> tuple[list[Any], dict[str, Any] | None, str | None]:
         """Messages, answer and the local answer that was not kept, as far as they may be stored."""

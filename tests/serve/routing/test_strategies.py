@@ -86,6 +86,19 @@ def test_shadow_answers_with_the_teacher_and_journals_whether_both_agree(tmp_pat
     assert (second.audit, second.reason, second.local_answer) == (0.0, "confident", local_text())
 
 
+def test_what_shadow_journals_is_redacted_like_everything_else(tmp_path: Path) -> None:
+    write_release(tmp_path / "releases")
+    local = local_model(text=local_text("bob@example.org"))
+    rules = settings(tmp_path, strategy="shadow", egress="redact")
+    with hybrid(tmp_path, local, teacher_model(), rules) as served:
+        served.ask(question("Write to bob@example.org"))
+    entries = journaled(served)
+    assert "bob@example.org" not in str(entries)
+    assert [entry.endpoint for entry in entries] == ["chat", "shadow"]
+    assert entries[1].messages == entries[0].messages
+    assert "<EMAIL_1>" in str(entries[1].local_answer)
+
+
 class TestOptimistic:
     def test_tokens_go_out_at_once_and_the_end_tells_what_they_were_worth(self, tmp_path: Path) -> None:
         write_release(tmp_path / "releases")

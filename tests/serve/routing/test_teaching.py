@@ -13,9 +13,6 @@ import pytest
 from starlette.responses import JSONResponse
 
 from serve.config import Config, Egress, Price, TaskOverrides, TaskRules
-
-
-from serve.config import Config, Egress, Price, TaskRules
 from serve.guard.redaction import Redacted, redact
 from serve.routing import call
 from serve.settings import Settings
