@@ -137,7 +137,7 @@ class Sources(MetaPathFinder, Loader):
         """Take everything out of the interpreter again."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-        for name in [name for name in sys.modules if name.partition(".")[0] == self.package]:
+        for name in [name for name in list(sys.modules) if name.partition(".")[0] == self.package]:
             del sys.modules[name]
 
     def _import(

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from serve import predict_program
 from serve.errors import ApiError
+from serve.release import current
 from tests.serve.predict_support import (
     FILES,
     OUTPUTS,
@@ -279,6 +281,23 @@ def test_a_new_release_brings_its_program_and_the_old_one_is_let_go(tmp_path: Pa
 def packages() -> set[str]:
     """Of the programs that are loaded."""
     return {name for name in sys.modules if name.startswith("homestill_") and "." not in name}
+
+
+def test_a_program_is_let_go_while_another_thread_imports(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Importing(str):
+        """A module's name; to look at it is the moment in which another thread imports."""
+
+        def partition(self, sep: str, /) -> tuple[str, str, str]:
+            monkeypatch.setitem(sys.modules, f"another_{len(sys.modules)}", sys)
+            return super().partition(sep)
+
+    monkeypatch.setitem(sys.modules, Importing("a_module"), sys)
+    monkeypatch.setitem(sys.modules, "a_last_module", sys)
+    found = current(home / "releases" / "tickets")
+    assert found is not None
+    predict_program.Sources("homestill_let_go", found).forget()
 
 
 def test_a_prediction_under_way_ends_with_the_program_that_it_began_with(tmp_path: Path) -> None:
